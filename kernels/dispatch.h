@@ -1,0 +1,51 @@
+/* Permute routed tokens to their experts and bring the weighted results back.
+ *
+ * Rows are sorted by expert, and inside an expert by token (a token chooses an expert at most once): row r of expert e lies in
+ * [offset[e], offset[e + 1]), row_token[r] = t, row_slot[r] = t * K + k, and row_of[t * K + k] = r.
+ *   gather   dst[i, :] = src[row_token[begin + i], :]
+ *   combine  out[t, :] = base[t, :] + sum over k of weight[t, k] * rows[row_of[t*K + k], :]   (chain over k from 0, then + base)
+ *            with weight NULL every weight is 1 (plain sums of the chain: the backward of gather); base may be NULL (0) or out */
+#ifndef MOE_KERNELS_DISPATCH_H
+#define MOE_KERNELS_DISPATCH_H
+
+#include <stdint.h>
+
+#include "kernels/stream.h"
+
+typedef struct dispatch_args {
+    const int32_t *ids;  /* [T, K] in                */
+    int32_t *offset;     /* [E + 1] out              */
+    int32_t *row_token;  /* [T * K] out              */
+    int32_t *row_slot;   /* [T * K] out              */
+    int32_t *row_of;     /* [T * K] out              */
+    int64_t T;           /* T * K < 2^31             */
+    int E, K;
+} dispatch_args;
+
+/* MOE_E_DATA when an id is not in [0, E): names token, choice and id. */
+typedef moe_err (*dispatch_fn)(const dispatch_args *a, moe_stream *s);
+
+typedef struct gather_args {
+    float *dst;               /* [n, D]        */
+    const float *src;         /* [T, ld]       */
+    const int32_t *row_token; /* [n]           */
+    size_t ld;
+    int64_t n;
+    int D;
+} gather_args;
+
+typedef moe_err (*gather_fn)(const gather_args *a, moe_stream *s);
+
+typedef struct combine_args {
+    float *out;            /* [T, D]           */
+    const float *base;     /* [T, D] or NULL   */
+    const float *rows;     /* [T * K, D]       */
+    const int32_t *row_of; /* [T, K]           */
+    const float *weight;   /* [T, K] or NULL   */
+    int64_t T;
+    int K, D;
+} combine_args;
+
+typedef moe_err (*combine_fn)(const combine_args *a, moe_stream *s);
+
+#endif

@@ -1,0 +1,26 @@
+/* Rotary position embedding, in place, on heads of width hd inside rows: "half" pairing (i, i + hd/2) as transformers:
+ *   a' = a*cos - b*sin,  b' = b*cos + a*sin,  angle = position * theta^(-2i/hd).
+ * `inverse` rotates back: the backward pass. The table holds cos then sin, [S, hd/2] each, made by rope_table with the
+ * project's own pow, cos and sin (angle in fp32 as transformers computes it). Source: arXiv 2104.09864. */
+#ifndef MOE_KERNELS_ROPE_H
+#define MOE_KERNELS_ROPE_H
+
+#include <stdbool.h>
+
+#include "kernels/stream.h"
+
+typedef struct rope_args {
+    float *x;           /* [T, ld]: head h of token t at t * ld + h * hd, changed in place */
+    const float *table; /* [2, S, hd/2]                                                    */
+    size_t ld;
+    int64_t T;          /* token t has position t % S                                      */
+    int S, heads, hd;
+    bool inverse;
+} rope_args;
+
+typedef moe_err (*rope_fn)(const rope_args *a, moe_stream *s);
+
+/* table: [2, S, hd/2] floats. */
+void rope_table(float *table, int S, int hd, double theta);
+
+#endif

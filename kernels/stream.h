@@ -1,0 +1,15 @@
+/* Where an operation runs. On the CPU: a pool of threads, and the call returns when the work is done. On a GPU the same
+ * structure will carry a CUDA stream, and the call returns when the work is queued. */
+#ifndef MOE_KERNELS_STREAM_H
+#define MOE_KERNELS_STREAM_H
+
+#include "engine/base/pool.h"
+
+typedef struct moe_stream {
+    moe_pool *pool;
+} moe_stream;
+
+/* Scratch that every kernel may expect for each worker (packing, score tiles); the pool is opened with it. */
+enum { KERNEL_SCRATCH_BYTES = 4 << 20 };
+
+#endif

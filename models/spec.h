@@ -1,0 +1,115 @@
+/* What a model is: sizes, variants, and the table of its tensors. Data for the engine; knows no files (formats/ does) and no
+ * numbers. One small file per family (families/) fills it from a Hugging Face config; names are those of config.json. */
+#ifndef MOE_MODELS_SPEC_H
+#define MOE_MODELS_SPEC_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/base/error.h"
+#include "kernels/router.h"
+
+typedef enum qk_norm { QK_NORM_NONE, QK_NORM_HEAD /* Qwen3 */, QK_NORM_FULL /* OLMoE: the whole projection */ } qk_norm;
+
+enum { MODEL_MAX_LAYERS = 1024 };
+
+typedef struct model_spec {
+    char model_type[32];            /* "qwen3_moe", "olmoe", ...                       */
+    int D;                          /* hidden_size                                     */
+    int L;                          /* num_hidden_layers                               */
+    int V;                          /* vocab_size                                      */
+    int H, Hkv, hd;                 /* heads, kv heads, head_dim                       */
+    int F;                          /* moe_intermediate_size                           */
+    int E, K;                       /* num_experts, num_experts_per_tok                */
+    int F_dense;                    /* intermediate_size of dense layers               */
+    int F_shared;                   /* width of the shared expert, 0: none             */
+    bool shared_gate;               /* sigmoid(x . gate) on the shared expert          */
+    bool moe_layer[MODEL_MAX_LAYERS];
+    qk_norm qk_norm;
+    bool tied;                      /* tie_word_embeddings                             */
+    bool correction_bias;           /* router has a correction bias (aux-loss-free)    */
+    float rms_eps;
+    double rope_theta;
+    int max_positions;
+    float clip_qkv;                 /* OLMoE; 0: none                                  */
+    router_rule router;
+    double init_std;                /* initializer_range                               */
+    double aux_coef;                /* router_aux_loss_coef                            */
+} model_spec;
+
+/* Where a tensor lives: section kind, and offset in floats inside the section. Panels as in kernels/matmul.h. */
+typedef enum section_kind { SECTION_EMBED, SECTION_DENSE, SECTION_EXPERT, SECTION_HEAD } section_kind;
+
+typedef enum tensor_layout { TENSOR_VECTOR, TENSOR_ROWS, TENSOR_PANELS } tensor_layout;
+
+typedef struct tensor_info {
+    char name[96];          /* Hugging Face name, e.g. model.layers.3.mlp.experts.17.gate_proj.weight */
+    section_kind kind;
+    int layer, expert;      /* -1 where it does not apply                               */
+    tensor_layout layout;
+    int64_t rows, cols;     /* logical shape [rows, cols]; a vector has rows 1          */
+    size_t offset;          /* floats, from the beginning of the section                */
+    size_t floats;          /* padded length inside the section                         */
+    int64_t panel_row;      /* TENSOR_PANELS: row of the panel matrix where it begins (a multiple of PANEL): q, k, v of one
+                               projection, gate and up of one expert are one matrix     */
+    bool decay;             /* weight decay applies                                     */
+    float init_value;       /* 1 for gains, 0 for biases; used when init_std == 0       */
+    double init_std;
+    uint32_t id;            /* number in the whole model's table: key of its random numbers */
+} tensor_info;
+
+/* Layouts the decoder uses; offsets in floats inside the section, -1 when absent. Each matrix begins on a PANEL boundary. */
+typedef struct dense_layout {
+    int64_t attn_norm;      /* [D]                                                      */
+    int64_t qkv;            /* panels (pad(H*hd) + 2*pad(Hkv*hd), D): q | k | v, each padded to PANEL */
+    int64_t q_norm, k_norm; /* [hd] or [H*hd], [Hkv*hd]                                 */
+    int64_t o;              /* panels (D, H*hd)                                         */
+    int64_t ffn_norm;       /* [D]                                                      */
+    int64_t router;         /* panels (E, D), MoE layers                                */
+    int64_t router_bias;    /* [E] correction bias: state, not trained by gradient      */
+    int64_t shared_w1, shared_w2, shared_gate; /* panels (2*pad(F_shared), D), (D, F_shared), (1, D) */
+    int64_t ffn_w1, ffn_w2; /* dense layers: panels (2*pad(F_dense), D), (D, F_dense)   */
+    size_t floats;          /* of the section                                           */
+} dense_layout;
+
+typedef struct expert_layout {
+    int64_t w1;             /* panels (2*pad(F), D): gate rows, pad, up rows, pad       */
+    int64_t w2;             /* panels (D, F)                                            */
+    size_t floats;
+} expert_layout;
+
+typedef struct embed_layout {
+    int64_t table;          /* rows [V, D], or panels (V, D) when tied                  */
+    size_t floats;
+} embed_layout;
+
+typedef struct head_layout {
+    int64_t norm;           /* [D]                                                      */
+    int64_t lm_head;        /* panels (V, D), or -1 when tied                           */
+    size_t floats;
+} head_layout;
+
+void spec_dense_layout(const model_spec *m, int layer, dense_layout *out);
+void spec_expert_layout(const model_spec *m, expert_layout *out);
+void spec_embed_layout(const model_spec *m, embed_layout *out);
+void spec_head_layout(const model_spec *m, head_layout *out);
+
+/* MoE layers, and the i-th one's number (and back: -1 for a dense layer). */
+int spec_moe_layers(const model_spec *m);
+int spec_moe_index(const model_spec *m, int layer);
+
+/* All parameters; those of experts; those a token uses in a matrix product (no embedding rows, no norms). */
+int64_t spec_parameters(const model_spec *m);
+int64_t spec_expert_parameters(const model_spec *m);
+int64_t spec_active_parameters(const model_spec *m);
+
+/* Every size positive, divisible where it must be, products within range. MOE_E_CONFIG names the key and what was expected. */
+moe_err spec_validate(const model_spec *m) MOE_MUST_CHECK;
+
+/* The whole table, malloc'ed (free it): embedding, layers in order (dense part, then experts), head. Also the tensors of one expert. */
+moe_err spec_tensors(const model_spec *m, tensor_info **out, int64_t *n) MOE_MUST_CHECK;
+/* The three tensors (gate, up, down) of one expert, without building the table. */
+void spec_expert_tensors(const model_spec *m, int layer, int expert, tensor_info out[3]);
+
+#endif
