@@ -1,0 +1,35 @@
+/* Text <-> token ids. Byte-level BPE from tokenizer.json (GPT-2 / Qwen / Llama-3 kind: PCRE2 split, merges, added tokens) and plain bytes.
+ * The file is hostile until checked; what is not supported is an error at load that names the component. Thread-safe once loaded. */
+#ifndef MOE_MODELS_TEXT_TOKENIZER_H
+#define MOE_MODELS_TEXT_TOKENIZER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/base/error.h"
+
+typedef struct tokenizer tokenizer;
+
+/* path: "bytes", a tokenizer.json, or a folder that holds one (tokenizer_config.json beside it names the EOS). */
+moe_err tokenizer_open(tokenizer **out, const char *path) MOE_MUST_CHECK;
+void tokenizer_close(tokenizer *t);
+bool tokenizer_is_bytes(const tokenizer *t);
+int tokenizer_vocab(const tokenizer *t);   /* number of ids, added tokens included                */
+int32_t tokenizer_eos(const tokenizer *t); /* -1: none (bytes)                                    */
+
+/* Appends ids of text[0, bytes) to *ids (malloc'ed, grown; *n, *capacity updated). specials: text of added special tokens becomes
+ * those tokens; otherwise it is plain text (user text can never become a special token). */
+typedef struct token_ids {
+    int32_t *id;
+    size_t n, capacity;
+} token_ids;
+moe_err tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, bool specials, token_ids *out) MOE_MUST_CHECK;
+
+/* The bytes of one id (not necessarily whole characters); valid while the tokenizer lives. */
+moe_err tokenizer_piece(const tokenizer *t, int32_t id, const char **bytes, size_t *n) MOE_MUST_CHECK;
+
+/* Copies the tokenizer's files into a folder (prepare keeps them beside the data; bytes writes {"type": "bytes"} as tokenizer.json). */
+moe_err tokenizer_save(const tokenizer *t, const char *dir) MOE_MUST_CHECK;
+
+#endif
