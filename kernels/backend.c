@@ -1,0 +1,58 @@
+/* The backends of this build and the choice among them. Owns the tables; knows nothing of what an operation does.
+ * Which rows may run is asked of CPUID once per call: the answer cannot change. Any thread.
+ * Rule: no entry of a row is NULL (tests/kernels/test_backend.c); an operation without a fast version names its _ref. */
+#include "kernels/backend.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "kernels/tables.h"
+
+/* One row; `isa` is the suffix of kernels/tables.h. */
+#define CPU_TABLE(isa)                                                                        \
+    {                                                                                         \
+        .name = #isa,                                                                         \
+        .matmul_forward = matmul_forward_##isa, .matmul_dx = matmul_dx_##isa,                 \
+        .matmul_dw = matmul_dw_##isa,                                                         \
+    }
+
+static const moe_backend backends[] = {CPU_TABLE(ref), CPU_TABLE(avx2), CPU_TABLE(avx512)}; /* slowest first */
+enum { BACKENDS = sizeof backends / sizeof backends[0] };
+
+static bool backend_runs(const moe_backend *b)
+{
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (strcmp(b->name, "avx2") == 0)
+        return avx2;
+    if (strcmp(b->name, "avx512") == 0)
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+    return true;
+}
+
+const moe_backend *moe_backend_at(int i)
+{
+    for (int b = 0; b < BACKENDS; b++)
+        if (backend_runs(&backends[b]) && i-- == 0)
+            return &backends[b];
+    return NULL;
+}
+
+moe_err moe_backend_find(const moe_backend **out, const char *name)
+{
+    const bool any = name == NULL || strcmp(name, "auto") == 0;
+    char names[128] = "";
+    *out = NULL;
+    for (int b = 0; b < BACKENDS; b++) {
+        if (!backend_runs(&backends[b]))
+            continue;
+        if (any || strcmp(name, backends[b].name) == 0)
+            *out = &backends[b];
+        snprintf(names + strlen(names), sizeof names - strlen(names), ", %s", backends[b].name);
+    }
+    if (*out == NULL)
+        return moe_fail(MOE_E_CONFIG, "kernels: backend \"%s\" does not exist or does not run on this processor; expected auto%s", name,
+                        names);
+    return MOE_OK;
+}
