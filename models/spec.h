@@ -49,11 +49,13 @@ typedef struct tensor_info {
     int layer, expert;      /* -1 where it does not apply                               */
     tensor_layout layout;
     int64_t rows, cols;     /* logical shape [rows, cols]; a vector has rows 1          */
-    size_t offset;          /* floats, from the beginning of the section                */
+    size_t offset;          /* floats, from the beginning of the section: of this tensor's own first float, also inside a
+                               shared panel matrix (q, k, v; gate, up), so that it can be filled as a matrix of its own */
     size_t floats;          /* padded length inside the section                         */
     int64_t panel_row;      /* TENSOR_PANELS: row of the panel matrix where it begins (a multiple of PANEL): q, k, v of one
                                projection, gate and up of one expert are one matrix     */
     bool decay;             /* weight decay applies                                     */
+    bool state;             /* not a parameter: no gradient, no moments (the router's correction bias) */
     float init_value;       /* 1 for gains, 0 for biases; used when init_std == 0       */
     double init_std;
     uint32_t id;            /* number in the whole model's table: key of its random numbers */

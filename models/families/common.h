@@ -1,0 +1,42 @@
+/* What the families share: how a key's value is found and read, the keys for parts that the engine trains but a family's transformers
+ * class lacks (all off by default), the settings that are refused, and the fields every decoder of this kind has.
+ * Private to models/families. Every sentence names the key, what was found and what is computed. */
+#ifndef MOE_MODELS_FAMILIES_COMMON_H
+#define MOE_MODELS_FAMILIES_COMMON_H
+
+#include "models/family.h"
+
+typedef struct family_values {
+    const model_key *keys;
+    int n;
+    const model_value *values; /* [n] */
+} family_values;
+
+/* The value of a key of this family; NULL when the family has no such key. */
+const model_value *family_get(const family_values *v, const char *key);
+/* null (or no such key) reads as `fallback`; a value outside int is MOE_E_CONFIG. */
+moe_err family_int(const family_values *v, const char *key, int fallback, int *out) MOE_MUST_CHECK;
+double family_number(const family_values *v, const char *key, double fallback);
+bool family_bool(const family_values *v, const char *key);
+
+/* Sizes, heads, rotary embedding, router, shared expert, leading dense layers: all but what the families differ in (width of experts and
+ * of dense layers, QK-norm, clip). head_dim null is hidden_size / num_attention_heads, num_key_value_heads null is
+ * num_attention_heads. moe_layer[] is set from num_experts and first_k_dense_replace. Refuses what is not computed. */
+moe_err family_fill(model_spec *out, const char *model_type, const family_values *v) MOE_MUST_CHECK;
+
+/* Names as in the configs of Qwen2-MoE (shared expert) and DeepSeek-V3 (the rest), where they have one. */
+#define FAMILY_EXTENSION_KEYS                                                                                                        \
+    {"shared_expert_intermediate_size", MODEL_INT, "0", "width of the shared expert; 0: none"},                                      \
+    {"shared_expert_gate", MODEL_BOOL, "false", "multiply the shared expert by sigmoid(x . gate)"},                                  \
+    {"first_k_dense_replace", MODEL_INT, "0", "leading layers with a dense feed-forward instead of experts"},                        \
+    {"scoring_func", MODEL_STRING, "softmax", "router scores: softmax or sigmoid"},                                                  \
+    {"n_group", MODEL_INT, "1", "groups of experts; a token uses only its best topk_group groups"},                                  \
+    {"topk_group", MODEL_INT, "1", "groups a token may use"},                                                                        \
+    {"routed_scaling_factor", MODEL_NUMBER, "1.0", "factor on the weights of the routed experts"},                                   \
+    {"topk_before_softmax", MODEL_BOOL, "false", "choose experts first, softmax over the chosen logits (Mixtral)"},                  \
+    {"use_correction_bias", MODEL_BOOL, "false", "bias on the scores for the choice only (balance without an auxiliary loss)"}
+
+extern const model_family family_qwen3_moe;
+extern const model_family family_olmoe;
+
+#endif
