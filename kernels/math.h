@@ -32,7 +32,7 @@ static inline float float_from_bits(uint32_t u)
 
 /* exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln(2)/2; exp(r) = 1 + r + r^2 * P(r), P the minimax polynomial of degree 4. */
 #define EXP_LOG2E 0x1.715476p+0f
-#define EXP_MAX 0x1.62e43p+6f  /* 88.7228394: above it inf                                     */
+#define EXP_MAX 0x1.62e42ep+6f  /* 88.7228317: above it inf; the next float is over ln(2^128)   */
 #define EXP_MIN -0x1.5d589ep+6f /* -87.3365402: below it 0; the next float down is under 2^-126 */
 #define EXP_C2 0x1.fffffcp-2f
 #define EXP_C3 0x1.55549p-3f
@@ -146,8 +146,8 @@ static inline float moe_cospif(float x)
     return c;
 }
 
-/* In double, for tables, the lr schedule and bias corrections: at most 2 ulp, scalar only (ref/math.c). Denormal results flush to zero.
- * sin and cos: |x| <= 2^30 (beyond: accuracy is lost; NaN for inf and NaN). pow: x > 0, or x = 0; a negative x gives NaN. */
+/* In double, for tables, the lr schedule and bias corrections; scalar only (ref/math.c). At most 2 ulp, pow 2 + 0.03 |y log x|.
+ * Denormal results flush to zero. sin and cos: |x| <= 2^30 (beyond: accuracy is lost; NaN for inf and NaN). pow of a negative x is NaN. */
 double moe_exp(double x);
 double moe_log(double x);
 double moe_sin(double x);

@@ -1,7 +1,7 @@
 /* The double-precision functions of kernels/math.h. Owns the series and the argument reductions; the fp32 functions are inline there.
  * Pure, any thread. Rule: fma and + - * / only, never a libm function.
- * Series with exact rational coefficients (Taylor, atanh) cut where the rest is below 2^-58 of the
- * result: longer than a minimax polynomial and easy to check; none of them is in a hot loop. */
+ * Series with exact rational coefficients (Taylor, atanh) cut where the rest is below 2^-58 of the result: longer than a minimax
+ * polynomial and easy to check; none of them is in a hot loop. */
 #include "kernels/math.h"
 
 static uint64_t double_bits(double x)
