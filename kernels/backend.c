@@ -15,6 +15,7 @@
         .name = #isa,                                                                         \
         .matmul_forward = matmul_forward_##isa, .matmul_dx = matmul_dx_##isa,                 \
         .matmul_dw = matmul_dw_##isa,                                                         \
+        .rope = rope_##isa,                                                                   \
     }
 
 static const moe_backend backends[] = {CPU_TABLE(ref), CPU_TABLE(avx2), CPU_TABLE(avx512)}; /* slowest first */

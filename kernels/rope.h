@@ -1,7 +1,9 @@
 /* Rotary position embedding, in place, on heads of width hd inside rows: "half" pairing (i, i + hd/2) as transformers:
  *   a' = a*cos - b*sin,  b' = b*cos + a*sin,  angle = position * theta^(-2i/hd).
- * `inverse` rotates back: the backward pass. The table holds cos then sin, [S, hd/2] each, made by rope_table with the
- * project's own pow, cos and sin (angle in fp32 as transformers computes it). Source: arXiv 2104.09864. */
+ * Rounding: the product with sin is rounded, then one fma: a' = fma(a, cos, -(b*sin)), b' = fma(b, cos, a*sin).
+ * `inverse` rotates back (sin negated): the backward pass. The table holds cos then sin, [S, hd/2] each, made by rope_table with the
+ * project's own pow, cos and sin: inv_freq = 1 / theta^(2i/hd) and angle = position * inv_freq are rounded to fp32 as transformers
+ * does, cos and sin of that fp32 angle are taken in double and rounded. hd is even. Source: arXiv 2104.09864. */
 #ifndef MOE_KERNELS_ROPE_H
 #define MOE_KERNELS_ROPE_H
 
