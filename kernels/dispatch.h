@@ -2,9 +2,10 @@
  *
  * Rows are sorted by expert, and inside an expert by token (a token chooses an expert at most once): row r of expert e lies in
  * [offset[e], offset[e + 1]), row_token[r] = t, row_slot[r] = t * K + k, and row_of[t * K + k] = r.
- *   gather   dst[i, :] = src[row_token[begin + i], :]
- *   combine  out[t, :] = base[t, :] + sum over k of weight[t, k] * rows[row_of[t*K + k], :]   (chain over k from 0, then + base)
- *            with weight NULL every weight is 1 (plain sums of the chain: the backward of gather); base may be NULL (0) or out */
+ *   gather   dst[i, :] = src[row_token[i], :]        (the caller points row_token at the first row it wants)
+ *   combine  out[t, :] = base[t, :] + sum over k of weight[t, k] * rows[row_of[t*K + k], :]   (fma chain over k from 0, then + base)
+ *            with weight NULL every weight is 1 (plain sums of the chain: the backward of gather); base NULL: the chain alone.
+ *            base may be out */
 #ifndef MOE_KERNELS_DISPATCH_H
 #define MOE_KERNELS_DISPATCH_H
 
@@ -18,11 +19,11 @@ typedef struct dispatch_args {
     int32_t *row_token;  /* [T * K] out              */
     int32_t *row_slot;   /* [T * K] out              */
     int32_t *row_of;     /* [T * K] out              */
-    int64_t T;           /* T * K < 2^31             */
+    int64_t T;           /* T * K < 2^31, else MOE_E_CONFIG */
     int E, K;
 } dispatch_args;
 
-/* MOE_E_DATA when an id is not in [0, E): names token, choice and id. */
+/* MOE_E_DATA when an id is not in [0, E): names the first token, its choice and the id; nothing is written then. */
 typedef moe_err (*dispatch_fn)(const dispatch_args *a, moe_stream *s);
 
 typedef struct gather_args {

@@ -1,6 +1,6 @@
 /* Token embedding. forward x[t, :] = table[id[t], :]. backward dtable[id[t], :] += dx[t, :], one chain of additions per element
  * over the tokens in order. The table is row-major [V, D], or in panels (matmul.h) when it is tied to the output head.
- * An id outside [0, V) is MOE_E_DATA and names the token. */
+ * An id outside [0, V) is MOE_E_DATA and names the first such token; nothing is written then. */
 #ifndef MOE_KERNELS_EMBEDDING_H
 #define MOE_KERNELS_EMBEDDING_H
 

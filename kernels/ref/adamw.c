@@ -1,0 +1,56 @@
+/* AdamW: the definition (kernels/adamw.h), element by element, step by step. Owns the scalars of a step, which the fast versions
+ * share. Runs on the calling thread.
+ * Rule: an operation here is one rounding of the contract; tests/kernels/test_adamw.c compares every version bit by bit. */
+#include "kernels/adamw.h"
+
+#include <math.h>
+
+#include "kernels/tables.h"
+
+static double power(double base, uint64_t exponent)
+{
+    double result = 1.0;
+    for (; exponent != 0; exponent >>= 1, base *= base)
+        if (exponent & 1)
+            result *= base;
+    return result;
+}
+
+adamw_scalars adamw_scalars_of(const adamw_step *step, bool decay)
+{
+    const double bias1 = 1.0 - power(step->beta1, step->step), bias2 = 1.0 - power(step->beta2, step->step);
+    adamw_scalars k = {
+        .clip = (float)step->clip,
+        .decay = decay ? (float)(1.0 - step->lr * step->weight_decay) : 1.0f,
+        .c1 = (float)(1.0 - step->beta1),
+        .c2 = (float)(1.0 - step->beta2),
+        .beta2 = (float)step->beta2,
+        .minus_size = (float)-(step->lr / bias1),
+        .root2 = (float)sqrt(bias2),
+        .eps = (float)step->eps,
+    };
+    k.from_g = k.c1 >= 0.5f;
+    if (k.from_g)
+        k.c1 -= 1.0f;
+    return k;
+}
+
+static void element_step(float *w, float *m, float *v, float grad, const adamw_scalars *k)
+{
+    const float g = k->clip * grad;
+    *w = *w * k->decay;
+    *m = fmaf(k->c1, g - *m, k->from_g ? g : *m);
+    *v = fmaf(k->c2 * g, g, *v * k->beta2);
+    *w = *w + k->minus_size * *m / (sqrtf(*v) / k->root2 + k->eps);
+}
+
+moe_err adamw_ref(const adamw_args *a, moe_stream *s)
+{
+    (void)s;
+    for (int j = 0; j < a->nsteps; j++) {
+        const adamw_scalars k = adamw_scalars_of(&a->steps[j], a->decay);
+        for (size_t i = 0; i < a->n; i++)
+            element_step(&a->w[i], &a->m[i], &a->v[i], j == 0 && a->grad != NULL ? a->grad[i] : 0.0f, &k);
+    }
+    return MOE_OK;
+}
