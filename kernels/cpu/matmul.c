@@ -1,7 +1,160 @@
-/* The three products with a weight matrix, fast (kernels/matmul.h). */
-#include "kernels/cpu/simd.h"
+/* Products of rows with a weight matrix, fast: forward and the input gradient (kernels/matmul.h). dw is in matmul_dw.c.
+ * Owns no memory: copied rows and transposed blocks live in the worker's scratch. Work is cut into (group, row block, range of
+ * vectors) so that many small groups and one large one both fill the threads.
+ * Rule: a task writes its own rows and columns only; which worker runs it and how it was cut cannot change a bit. */
+#include "kernels/cpu/matmul_tile.h"
 #include "kernels/tables.h"
 
-moe_err ISA(matmul_forward)(const matmul_args *a, moe_stream *s) { return matmul_forward_ref(a, s); }
-moe_err ISA(matmul_dx)(const matmul_args *a, moe_stream *s) { return matmul_dx_ref(a, s); }
-moe_err ISA(matmul_dw)(const matmul_args *a, moe_stream *s) { return matmul_dw_ref(a, s); }
+TILE_TABLE(row_tile, A_LD, 1)
+
+typedef struct plan {
+    const matmul_args *a;
+    moe_pool *pool;
+    const float *in; /* rows that are broadcast: x or dy */
+    float *out;      /* rows of outputs: y or dx         */
+    size_t ld_in, ld_out;
+    int reduce, width;         /* K, N or N, K                                  */
+    int vecs;                  /* vectors of 16 outputs in a row                */
+    int row_blocks, ranges;    /* tasks of a group: row_blocks * ranges         */
+    int range_vecs;            /* vectors of one range (the last may be shorter) */
+    bool transposed;           /* b is made of blocks of w (dx), else it is w   */
+} plan;
+
+typedef struct task {
+    const float *w;
+    int64_t row, rows; /* of in and out    */
+    int vec, vec_end;  /* vectors of 16    */
+    float *a, *b;      /* scratch          */
+} task;
+
+enum {
+    SCRATCH_A = ROW_BLOCK * A_LD,
+    SCRATCH_B = TILE_VECS * STEPS * V16,
+    TASKS_PER_THREAD = 8, /* enough to even out ragged groups and a busy core */
+    RANGE_MOST = 32,      /* vectors: one copy of the rows serves 512 outputs */
+    RANGE_LEAST = 4,
+};
+_Static_assert((SCRATCH_A + SCRATCH_B) * sizeof(float) <= KERNEL_SCRATCH_BYTES, "scratch of the row products");
+
+static void copy_rows(float *a, const plan *p, const task *k, int s0, int steps)
+{
+    for (int64_t i = 0; i < k->rows; i++) {
+        const float *from = p->in + (size_t)(k->row + i) * p->ld_in + s0;
+        float *to = a + (size_t)i * A_LD;
+        int s = 0;
+        for (; s + V16 <= steps; s += V16)
+            v16_store(to + s, v16_load(from + s));
+        if (s < steps)
+            v16_store(to + s, v16_load_n(from + s, steps - s));
+    }
+}
+
+/* b[j][s][16]: 16 inputs k of output n = s0 + s, for dx. The last panel's pads are transposed too but no step reads them. */
+static void transpose_weights(float *b, const float *w, const plan *p, int vec, int vecs, int s0, int steps)
+{
+    const size_t K = (size_t)p->a->K;
+    for (int s = 0; s < steps; s += V16) {
+        const float *panel = w + (size_t)((s0 + s) / PANEL) * K * PANEL;
+        for (int j = 0; j < vecs; j++) {
+            const int k = (vec + j) * V16, rows = p->width - k < V16 ? p->width - k : V16;
+            v16_transpose(b + ((size_t)j * STEPS + (size_t)s) * V16, V16, panel + (size_t)k * PANEL, PANEL, rows);
+        }
+    }
+}
+
+/* All row tiles of one strip of TILE_VECS vectors, steps [s0, s0 + steps). */
+static void run_strip(const plan *p, const task *k, int vec, int s0, int steps)
+{
+    const size_t K = (size_t)p->a->K;
+    const int vecs = k->vec_end - vec < TILE_VECS ? k->vec_end - vec : TILE_VECS;
+    const int end = (vec + vecs) * V16, after = vec + vecs < k->vec_end ? vec + vecs : vec;
+    tile t = {.b_vec = K * PANEL, .c_row = p->ld_out, .c_vec = V16, .steps = steps, .load = s0 > 0 || p->a->accumulate};
+    t.last = end <= p->width ? V16 : V16 - (end - p->width);
+    t.next_block = p->transposed ? K * PANEL : V16 * V16;
+    const float *next = p->transposed ? k->w + ((size_t)(s0 / PANEL) * K + (size_t)after * V16) * PANEL
+                                      : k->w + ((size_t)after * K + (size_t)s0) * PANEL;
+    const size_t next_vec = p->transposed ? V16 * PANEL : K * PANEL;
+    t.b = k->w + ((size_t)vec * K + (size_t)s0) * PANEL;
+    if (p->transposed) {
+        transpose_weights(k->b, k->w, p, vec, vecs, s0, steps);
+        t.b = k->b, t.b_vec = (size_t)STEPS * V16;
+    }
+    const int64_t tiles = tile_count(k->rows, TILE_ROWS);
+    for (int64_t i = 0; i < tiles; i++) {
+        const int64_t row = tile_cut(k->rows, tiles, i), rows = tile_cut(k->rows, tiles, i + 1) - row;
+        t.a = k->a + (size_t)row * A_LD;
+        t.c = p->out + (size_t)(k->row + row) * p->ld_out + (size_t)vec * V16;
+        t.next = i < TILE_VECS ? next + (size_t)i * next_vec : t.b; /* the first tiles fetch what the next strip reads */
+        if (i >= TILE_VECS)
+            t.next_block = V16 * V16;
+        row_tile[vecs - 1][rows - 1](&t);
+    }
+}
+
+static void run_tasks(void *ctx, int64_t begin, int64_t end, int worker)
+{
+    const plan *p = ctx;
+    float *scratch = moe_pool_scratch(p->pool, worker);
+    for (int64_t i = begin; i < end; i++) {
+        const int range = (int)(i % p->ranges), block = (int)(i / p->ranges % p->row_blocks);
+        const int64_t g = i / p->ranges / p->row_blocks, all = p->a->offset[g + 1] - p->a->offset[g];
+        const int64_t blocks = tile_count(all, ROW_BLOCK);
+        if (block >= blocks)
+            continue;
+        task k = {.w = p->a->w[g], .vec = range * p->range_vecs, .a = scratch, .b = scratch + SCRATCH_A};
+        k.row = p->a->offset[g] + tile_cut(all, blocks, block);
+        k.rows = p->a->offset[g] + tile_cut(all, blocks, block + 1) - k.row;
+        k.vec_end = k.vec + p->range_vecs < p->vecs ? k.vec + p->range_vecs : p->vecs;
+        for (int s = 0; s < p->reduce; s += STEPS) {
+            const int steps = p->reduce - s < STEPS ? p->reduce - s : STEPS;
+            copy_rows(k.a, p, &k, s, steps);
+            for (int vec = k.vec; vec < k.vec_end; vec += TILE_VECS)
+                run_strip(p, &k, vec, s, steps);
+        }
+    }
+}
+
+static moe_err run_plan(plan *p)
+{
+    int64_t most = 0, busy = 0;
+    for (int g = 0; g < p->a->G; g++) {
+        const int64_t rows = p->a->offset[g + 1] - p->a->offset[g];
+        most = rows > most ? rows : most;
+        busy += tile_count(rows, ROW_BLOCK);
+    }
+    if (busy == 0)
+        return MOE_OK;
+    p->vecs = (p->width + V16 - 1) / V16;
+    p->range_vecs = RANGE_MOST;
+    while (p->range_vecs > RANGE_LEAST && busy * tile_count(p->vecs, p->range_vecs) < TASKS_PER_THREAD * moe_pool_threads(p->pool))
+        p->range_vecs /= 2;
+    p->ranges = (int)tile_count(p->vecs, p->range_vecs);
+    p->row_blocks = (int)tile_count(most, ROW_BLOCK);
+    moe_pool_for(p->pool, (int64_t)p->a->G * p->row_blocks * p->ranges, 1, run_tasks, p);
+    return MOE_OK;
+}
+
+/* A product without terms is what the chain starts from. */
+static void clear_rows(const plan *p)
+{
+    for (int64_t r = p->a->offset[0]; r < p->a->offset[p->a->G] && !p->a->accumulate; r++)
+        for (int i = 0; i < p->width; i++)
+            p->out[(size_t)r * p->ld_out + (size_t)i] = 0.0f;
+}
+
+moe_err ISA(matmul_forward)(const matmul_args *a, moe_stream *s)
+{
+    plan p = {.a = a, .pool = s->pool, .in = a->x, .out = a->y, .ld_in = a->ldx, .ld_out = a->ldy, .reduce = a->K, .width = a->N};
+    if (a->K == 0)
+        clear_rows(&p);
+    return run_plan(&p);
+}
+
+moe_err ISA(matmul_dx)(const matmul_args *a, moe_stream *s)
+{
+    plan p = {.a = a, .pool = s->pool, .in = a->y, .out = a->x, .ld_in = a->ldy, .ld_out = a->ldx, .reduce = a->N, .width = a->K};
+    p.transposed = true;
+    if (a->N == 0)
+        clear_rows(&p);
+    return run_plan(&p);
+}

@@ -250,4 +250,52 @@ SIMD double d16_sum(d16 a)
     return _mm_cvtsd_f64(_mm_add_sd(s2, _mm_unpackhi_pd(s2, s2)));
 }
 
+/* out[c * ldo + r] = in[r * ldi + c] for a 16 x 16 block; rows r >= rows read as zero and are not touched in memory.
+ * Four rows apart are put into one register by 128-bit loads, so that only the last two of four shuffle stages are left. */
+SIMD void v16_transpose(float *out, size_t ldo, const float *in, size_t ldi, int rows)
+{
+    float edge[V16 * V16];
+    if (rows < V16) {
+        for (int r = 0; r < V16; r++)
+            v16_store(edge + r * V16, r < rows ? v16_load(in + (size_t)r * ldi) : v16_zero());
+        in = edge, ldi = V16;
+    }
+    for (int c = 0; c < V16; c += 4) {
+#if MOE_SIMD_512
+        __m512 z[4];
+#pragma GCC unroll 4
+        for (size_t h = 0; h < 4; h++) {
+            const float *p = in + h * ldi + c;
+            z[h] = _mm512_castps128_ps512(_mm_loadu_ps(p));
+            z[h] = _mm512_insertf32x4(z[h], _mm_loadu_ps(p + 4 * ldi), 1);
+            z[h] = _mm512_insertf32x4(z[h], _mm_loadu_ps(p + 8 * ldi), 2);
+            z[h] = _mm512_insertf32x4(z[h], _mm_loadu_ps(p + 12 * ldi), 3);
+        }
+        const __m512d ab = _mm512_castps_pd(_mm512_unpacklo_ps(z[0], z[1])), AB = _mm512_castps_pd(_mm512_unpackhi_ps(z[0], z[1]));
+        const __m512d cd = _mm512_castps_pd(_mm512_unpacklo_ps(z[2], z[3])), CD = _mm512_castps_pd(_mm512_unpackhi_ps(z[2], z[3]));
+        float *o = out + (size_t)c * ldo;
+        _mm512_storeu_ps(o, _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)));
+        _mm512_storeu_ps(o + ldo, _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+        _mm512_storeu_ps(o + 2 * ldo, _mm512_castpd_ps(_mm512_unpacklo_pd(AB, CD)));
+        _mm512_storeu_ps(o + 3 * ldo, _mm512_castpd_ps(_mm512_unpackhi_pd(AB, CD)));
+#else
+        for (size_t half = 0; half < V16; half += 8) {
+            __m256 z[4];
+#pragma GCC unroll 4
+            for (size_t h = 0; h < 4; h++) {
+                const float *p = in + (half + h) * ldi + c;
+                z[h] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 4 * ldi), 1);
+            }
+            const __m256d ab = _mm256_castps_pd(_mm256_unpacklo_ps(z[0], z[1])), AB = _mm256_castps_pd(_mm256_unpackhi_ps(z[0], z[1]));
+            const __m256d cd = _mm256_castps_pd(_mm256_unpacklo_ps(z[2], z[3])), CD = _mm256_castps_pd(_mm256_unpackhi_ps(z[2], z[3]));
+            float *o = out + (size_t)c * ldo + half;
+            _mm256_storeu_ps(o, _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)));
+            _mm256_storeu_ps(o + ldo, _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)));
+            _mm256_storeu_ps(o + 2 * ldo, _mm256_castpd_ps(_mm256_unpacklo_pd(AB, CD)));
+            _mm256_storeu_ps(o + 3 * ldo, _mm256_castpd_ps(_mm256_unpackhi_pd(AB, CD)));
+        }
+#endif
+    }
+}
+
 #endif
