@@ -23,17 +23,25 @@ typedef struct store_config {
     size_t part_bytes[STORE_PARTS]; /* before padding                                    */
     int slots;               /* places per part: checkpoint.keep + 1 (+ 1 when speculative) */
     uint64_t spill_bytes;    /* of the scratch file, 0: none                             */
-    bool create;             /* make new files; else open and check existing ones        */
+    bool create;             /* make new files (those of the same run are made anew); else open and check existing ones */
     bool buffered;           /* no O_DIRECT: page cache is dropped behind each transfer  */
-    int depth;               /* transfers in flight per drive                            */
+    int depth;               /* transfers in flight per drive, 0: the default            */
+    double deadline_seconds; /* a transfer in flight longer is MOE_E_IO and ends the store; 0: IO_DEADLINE_SECONDS */
 } store_config;
 
 typedef struct store store;
 
-/* Creating reserves every byte at once: MOE_E_IO names what is missing when the disk is too small. Opening a folder of another
- * run is MOE_E_CONFIG, a missing file MOE_E_NOINPUT, a wrong size MOE_E_DATA. tmpfs or no O_DIRECT: MOE_E_CONFIG unless buffered. */
+/* Creating reserves every byte at once: MOE_E_IO names what is missing when the disk is too small, a folder that holds another run's
+ * store is MOE_E_CREATE. Opening a folder of another run is MOE_E_CONFIG, a missing file MOE_E_NOINPUT, a wrong size MOE_E_DATA. tmpfs or
+ * no O_DIRECT: MOE_E_CONFIG unless buffered. Opening with more slots than the files have adds slots; with fewer changes nothing. */
 moe_err store_open(store **out, const store_config *c) MOE_MUST_CHECK;
 void store_close(store *s); /* waits for what is in flight; NULL: no-op */
+
+/* Slots per part on disk: at least store_config.slots. */
+int store_slots(const store *s);
+
+/* Optional, before the first transfer: memory that buffers come from, registered with the kernel where that is allowed. Only speed. */
+void store_register(store *s, void *base, size_t bytes);
 
 /* Bytes that store_open will reserve in all folders together. */
 uint64_t store_disk_bytes(const store_config *c);
@@ -56,7 +64,7 @@ typedef struct store_op {
 
     moe_err rc;           /* out */
     char text[256];       /* out: sentence of the error */
-    void *private_[8];
+    uint64_t private_[8];
 } store_op;
 
 void store_submit(store *s, store_op *op);
@@ -73,5 +81,8 @@ typedef struct store_stats {
 } store_stats;
 
 void store_get_stats(store *s, store_stats *out);
+
+/* States every invariant; MOE_E_DATA names the first that fails. */
+moe_err store_check(store *s) MOE_MUST_CHECK;
 
 #endif
