@@ -28,14 +28,17 @@ typedef struct manifest {
 typedef struct checkpoint checkpoint; /* the folder with its kept manifests */
 
 /* Opens DIR (made when absent). Finds the newest manifest that is whole; a broken newest one is skipped with a note (>= 512 bytes).
- * *latest is NULL when there is none; it stays owned by the checkpoint. */
+ * *latest is NULL when there is none; it stays owned by the checkpoint and valid until checkpoint_close, commits or not. MOE_E_DATA when
+ * there are manifests and none is whole. */
 moe_err checkpoint_open(checkpoint **out, io *io, const char *dir, int keep, bool direct, const manifest **latest, char *note) MOE_MUST_CHECK;
 void checkpoint_close(checkpoint *c);
 
 /* Reads the dense part of the latest manifest into buf (IO_ALIGN-aligned, padded); checks its sum. */
 moe_err checkpoint_read_dense(checkpoint *c, void *buf, uint64_t bytes) MOE_MUST_CHECK;
 
-/* Commits `m` (copied). `st` is synced first. dense: IO_ALIGN-aligned, padded. The slots that the oldest kept manifest named alone become free. */
+/* Commits `m` (copied; dense_slot and dense_sum are filled in the copy). `st` (NULL: no experts on disk) is synced first. dense:
+ * IO_ALIGN-aligned, padded. The slots that the oldest kept manifest named alone become free. On an error the last checkpoint is whole and
+ * the call may be made again, with the same step or a later one. */
 moe_err checkpoint_commit(checkpoint *c, store *st, const manifest *m, const void *dense) MOE_MUST_CHECK;
 
 /* Is this slot of the section named by a kept checkpoint (`grad`: of part g)? */
