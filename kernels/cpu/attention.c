@@ -1,6 +1,188 @@
-/* Causal attention, fast (kernels/attention.h). */
-#include "kernels/cpu/simd.h"
+/* Causal attention forward, fast (kernels/attention.h); backward is in attention_backward.c.
+ * A task is a block of queries of one window, for all query heads of one kv head (so that a packed tile of keys serves the whole group).
+ * It walks the key tiles once; running maximum, sum and output of its rows stay in the worker's scratch.
+ * Rule: same bits as ref/attention.c; a task writes its own rows of o and lse only. */
+#include "kernels/cpu/attention_tile.h"
+#include "kernels/cpu/vmath.h"
 #include "kernels/tables.h"
 
-moe_err ISA(attention_forward)(const attention_args *a, moe_stream *s) { return attention_forward_ref(a, s); }
-moe_err ISA(attention_backward)(const attention_args *a, moe_stream *s) { return attention_backward_ref(a, s); }
+enum {
+    ROWS = 256, /* (query, head) pairs of a task: packing a tile costs as much as 8 of them    */
+    CHUNK = 48, /* rows whose scores live at one time: 12 KiB, beside K^T or V in the L1 cache */
+};
+_Static_assert(CHUNK % V16 == 0 && CHUNK % PRODUCT_ROWS == 0 && ROWS % V16 == 0, "whole blocks");
+_Static_assert(((2 * ROWS + 3 * TILE) * ATTENTION_MAX_HD + CHUNK * (TILE + 1) + 2 * ROWS) * sizeof(float) <= KERNEL_SCRATCH_BYTES, "scratch");
+
+typedef struct plan {
+    const attention_args *a;
+    moe_pool *pool;
+    int heads, head_parts; /* query heads of one task; tasks that share a kv head's group */
+    int queries, blocks;   /* positions of one task; tasks that share a window            */
+} plan;
+
+/* Row r is query position first + r / heads, head `head` + r % heads. */
+typedef struct task {
+    const attention_args *a;
+    size_t token, head, kv; /* of the window's position 0; first query head; kv head */
+    int64_t first;
+    int rows, heads;
+    size_t width; /* hd padded */
+    float *q, *o;            /* [ROWS, width]            */
+    float *key, *kt, *value; /* [TILE, width], [width, TILE], [TILE, width] */
+    float *p;                /* [CHUNK, TILE]            */
+    float *factor;           /* [CHUNK]                  */
+    float *m, *l;            /* [ROWS]                   */
+} task;
+
+static int64_t row_query(const task *k, int r) { return k->first + r / k->heads; }
+
+static void task_open(task *k, float *scratch)
+{
+    const attention_args *a = k->a;
+    k->q = scratch;
+    k->o = k->q + ROWS * k->width;
+    k->key = k->o + ROWS * k->width;
+    k->kt = k->key + TILE * k->width;
+    k->value = k->kt + TILE * k->width;
+    k->p = k->value + TILE * k->width;
+    k->factor = k->p + CHUNK * TILE;
+    k->m = k->factor + CHUNK;
+    k->l = k->m + ROWS;
+    for (int r = 0; r < k->rows; r++) {
+        const size_t t = k->token + (size_t)row_query(k, r), h = k->head + (size_t)(r % k->heads);
+        pack_rows(k->q + (size_t)r * k->width, a->q + t * a->ldq + h * (size_t)a->hd, 0, 1, a->hd);
+        k->m[r] = -INFINITY, k->l[r] = 0.0f;
+    }
+    memset(k->o, 0, (size_t)k->rows * k->width * sizeof *k->o);
+}
+
+static void load_keys(task *k, int64_t t0, int keys)
+{
+    const attention_args *a = k->a;
+    const size_t at = (k->token + (size_t)t0) * a->ldk + k->kv * (size_t)a->hd;
+    pack_tile(k->key, a->k + at, a->ldk, keys, a->hd);
+    transpose_tile(k->kt, k->key, k->width);
+    pack_tile(k->value, a->v + at, a->ldk, keys, a->hd);
+}
+
+/* s = q.k * scale in p, masked; the new maximum of the row. `vecs` vectors of the row are read and written. */
+SIMD float score_row(float *p, float m, float scale, int keys, int vecs)
+{
+    v16 top = v16_set1(m);
+    for (int v = 0; v < vecs; v++) {
+        v16 s = v16_mul(v16_load(p + v * V16), v16_set1(scale));
+        s = row_pad(s, keys - v * V16 > 0 ? keys - v * V16 : 0, -INFINITY);
+        v16_store(p + v * V16, s);
+        top = v16_max(top, s);
+    }
+    return v16_max_lane(top);
+}
+
+/* p = exp(s - top), and its sum. */
+SIMD float weigh_row(float *p, float top, int vecs)
+{
+    v16 sum = v16_zero();
+    for (int v = 0; v < vecs; v++) {
+        const v16 e = v16_exp(v16_sub(v16_load(p + v * V16), v16_set1(top)));
+        v16_store(p + v * V16, e);
+        sum = v16_add(sum, e);
+    }
+    return v16_sum(sum);
+}
+
+/* Scores of rows [r0, r0 + rows) become weights p; m, l and factor move on. */
+static void softmax_rows(task *k, int r0, int rows, int64_t t0, int keys)
+{
+    float top[CHUNK], sum[CHUNK];
+    for (int r = 0; r < rows; r += PRODUCT_ROWS) {
+        const int end = r + PRODUCT_ROWS < rows ? r + PRODUCT_ROWS : rows;
+        const int vecs = (visible(row_query(k, r0 + end - 1), t0, keys) + V16 - 1) / V16;
+        for (int i = r; i < end; i++)
+            top[i] = score_row(k->p + i * TILE, k->m[r0 + i], k->a->scale, visible(row_query(k, r0 + i), t0, keys), vecs);
+        for (int i = r; i < end; i++)
+            sum[i] = weigh_row(k->p + i * TILE, top[i], vecs);
+    }
+    for (int r = 0; r < rows; r += V16) {
+        const int n = rows - r < V16 ? rows - r : V16;
+        float *m = k->m + r0 + r, *l = k->l + r0 + r;
+        const v16 t = v16_load_n(top + r, n), c = v16_exp(v16_sub(v16_load_n(m, n), t));
+        v16_store_n(k->factor + r, c, n);
+        v16_store_n(l, v16_fma(v16_load_n(l, n), c, v16_load_n(sum + r, n)), n);
+        v16_store_n(m, t, n);
+    }
+}
+
+/* Rows [r0, r0 + rows) against one tile: scores, weights, output. */
+static void attend_chunk(task *k, int r0, int rows, int64_t t0, int keys)
+{
+    for (int r = 0; r < rows; r += PRODUCT_ROWS) {
+        const int n = rows - r < PRODUCT_ROWS ? rows - r : PRODUCT_ROWS, most = visible(row_query(k, r0 + r + n - 1), t0, keys);
+        const product s = {.c = k->p + r * TILE, .a = k->q + (size_t)(r0 + r) * k->width, .b = k->kt, .ldc = TILE, .lda = k->width,
+                           .ldb = TILE, .steps = k->a->hd, .zero = true};
+        product_columns(&s, n, (most + V16 - 1) / V16, false);
+    }
+    softmax_rows(k, r0, rows, t0, keys);
+    for (int r = 0; r < rows; r += PRODUCT_ROWS) {
+        const int n = rows - r < PRODUCT_ROWS ? rows - r : PRODUCT_ROWS, most = visible(row_query(k, r0 + r + n - 1), t0, keys);
+        const product o = {.c = k->o + (size_t)(r0 + r) * k->width, .a = k->p + r * TILE, .b = k->value, .factor = k->factor + r,
+                           .ldc = k->width, .lda = TILE, .ldb = k->width, .steps = most};
+        product_columns(&o, n, (int)(k->width / V16), false);
+    }
+}
+
+static void write_rows(const task *k)
+{
+    const attention_args *a = k->a;
+    for (int r = 0; r < k->rows; r++) {
+        const size_t t = k->token + (size_t)row_query(k, r), h = k->head + (size_t)(r % k->heads);
+        const v16 inverse = v16_set1(1.0f / k->l[r]);
+        float *o = a->o + t * a->ldo + h * (size_t)a->hd;
+        for (int d = 0; d < a->hd; d += V16)
+            row_store(o + d, v16_fma(v16_load(k->o + (size_t)r * k->width + d), inverse, v16_zero()), a->hd - d);
+        a->lse[t * (size_t)a->H + h] = k->m[r] + moe_logf(k->l[r]);
+    }
+}
+
+static void run_task(const plan *p, int64_t n, float *scratch)
+{
+    const attention_args *a = p->a;
+    const int64_t block = p->blocks - 1 - n % p->blocks; /* the longest first */
+    n /= p->blocks;
+    const int part = (int)(n % p->head_parts), group = a->H / a->Hkv;
+    n /= p->head_parts;
+    const int skip = part * p->heads;
+    task k = {.a = a, .token = (size_t)(n / a->Hkv) * (size_t)a->S, .kv = (size_t)(n % a->Hkv), .first = block * p->queries};
+    k.heads = group - skip < p->heads ? group - skip : p->heads;
+    k.head = k.kv * (size_t)group + (size_t)skip;
+    k.width = padded(a->hd);
+    const int64_t queries = a->S - k.first < p->queries ? a->S - k.first : p->queries, end = k.first + queries;
+    k.rows = (int)queries * k.heads;
+    task_open(&k, scratch);
+    for (int64_t t0 = 0; t0 < end; t0 += TILE) {
+        const int keys = a->S - t0 < TILE ? (int)(a->S - t0) : TILE;
+        load_keys(&k, t0, keys);
+        const int from = t0 > k.first ? (int)(t0 - k.first) * k.heads : 0; /* earlier rows see nothing of this tile */
+        for (int r = from; r < k.rows; r += CHUNK)
+            attend_chunk(&k, r, k.rows - r < CHUNK ? k.rows - r : CHUNK, t0, keys);
+    }
+    write_rows(&k);
+}
+
+static void run_tasks(void *ctx, int64_t begin, int64_t end, int worker)
+{
+    const plan *p = ctx;
+    for (int64_t n = begin; n < end; n++)
+        run_task(p, n, moe_pool_scratch(p->pool, worker));
+}
+
+moe_err ISA(attention_forward)(const attention_args *a, moe_stream *s)
+{
+    TRY(attention_check(a));
+    const int group = a->H / a->Hkv;
+    plan p = {.a = a, .pool = s->pool, .heads = group < ROWS ? group : ROWS};
+    p.head_parts = (group + p.heads - 1) / p.heads;
+    p.queries = ROWS / p.heads;
+    p.blocks = (a->S + p.queries - 1) / p.queries;
+    moe_pool_for(s->pool, (int64_t)a->B * a->Hkv * p.head_parts * p.blocks, 1, run_tasks, &p);
+    return MOE_OK;
+}
