@@ -5,6 +5,7 @@
 
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
+#include "kernels/clip.h"
 #include "kernels/dispatch.h"
 #include "kernels/embedding.h"
 #include "kernels/loss.h"
@@ -21,6 +22,7 @@ typedef struct moe_backend {
     matmul_fn matmul_forward, matmul_dx, matmul_dw;
     rmsnorm_fn rmsnorm_forward, rmsnorm_backward;
     rope_fn rope;
+    clip_fn clip_forward, clip_backward;
     attention_fn attention_forward, attention_backward;
     router_fn router_forward, router_backward;
     router_stats_fn router_stats;

@@ -15,6 +15,8 @@
     X(rmsnorm_forward, rmsnorm_args)          \
     X(rmsnorm_backward, rmsnorm_args)         \
     X(rope, rope_args)                        \
+    X(clip_forward, clip_args)                \
+    X(clip_backward, clip_args)               \
     X(attention_forward, attention_args)      \
     X(attention_backward, attention_args)     \
     X(router_forward, router_args)            \
