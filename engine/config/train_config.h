@@ -52,12 +52,16 @@ typedef struct train_config {
 
     int threads;                  /* run.threads; 0: one per core of the affinity mask       */
     char *backend;                /* run.kernels: auto | ref | avx2 | avx512                 */
+
+    struct config_detail *detail; /* private: origin of every value, model keys as given     */
 } train_config;
 
 /* Reads `path`, applies `sets` ("a.b=v") in order, fills defaults. All problems at once in one MOE_E_CONFIG sentence, each
  * "file:line:col: key: expected ..., got ..." with the nearest key for an unknown one. *out is NULL on error. */
 moe_err train_config_load(train_config **out, const char *path, const char *const *sets, int nsets) MOE_MUST_CHECK;
-void train_config_free(train_config *c);
+/* The same from text in memory; `source` names it in sentences and is what relative paths start from. */
+moe_err train_config_parse(train_config **out, const char *text, size_t bytes, const char *source, const char *const *sets, int nsets) MOE_MUST_CHECK;
+void train_config_free(train_config *c); /* NULL: no-op */
 
 /* --print-config: YAML of every value with "# default", "# file:line" or "# --set" behind it; malloc'ed text. */
 moe_err train_config_print(const train_config *c, char **text) MOE_MUST_CHECK;
@@ -67,7 +71,11 @@ moe_err train_config_print(const train_config *c, char **text) MOE_MUST_CHECK;
 moe_err train_config_echo(const train_config *c, char **text) MOE_MUST_CHECK;
 moe_err train_config_compare_echo(const char *saved, const char *now) MOE_MUST_CHECK;
 
-/* lr of step s (from 1). */
+/* docs/config.md: every knob and every model key, from the tables. */
+moe_err train_config_document(char **text) MOE_MUST_CHECK;
+
+/* lr of step s (from 1). Warmup: lr * s / warmup_steps; then from lr at s = warmup_steps to min_lr at s = steps (and after): half a cosine,
+ * a straight line, or flat and a straight line over the last decay_steps (wsd); constant stays at lr. The same bits on every machine. */
 double train_config_lr(const train_config *c, int64_t s);
 
 /* "1536MiB", "8G", "100000": K M G T and KiB.. are 1024-based, KB.. 1000-based, a bare number bytes. */
