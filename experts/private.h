@@ -1,0 +1,34 @@
+/* Shared by the forward and the backward half of the MoE layer; not for other rooms. */
+#ifndef MOE_EXPERTS_PRIVATE_H
+#define MOE_EXPERTS_PRIVATE_H
+
+#include "experts/experts.h"
+
+/* What forward of one layer leaves for its backward. The routing itself lies in one stash block. */
+typedef struct moe_pass {
+    stash_id routing;   /* block of layout routing_layout                                    */
+    stash_id *first;    /* [E] first block of the expert's chunks; consecutive ids           */
+    int32_t *order;     /* [E] experts in the order forward ran them                         */
+    int norder;
+} moe_pass;
+
+/* The routing of T tokens in one block: the same lines measure (base NULL) and point. */
+typedef struct routing {
+    float *probs;       /* [T, E] */
+    float *lse;         /* [T]    */
+    float *weights;     /* [T, K] */
+    int32_t *ids;       /* [T, K] */
+    int32_t *row_of;    /* [T, K] */
+    int32_t *row_token; /* [N]    */
+    int32_t *row_slot;  /* [N]    */
+    int32_t *offset;    /* [E + 1] */
+} routing;
+
+size_t routing_layout(routing *r, char *base, int64_t T, int E, int K);
+
+/* The next touched section, leased with the parts it needs. */
+moe_err moe_next_section(moe_layers *m, section_id *wanted, int *n, bool backward, unsigned fresh, tier_lease *out) MOE_MUST_CHECK;
+
+moe_err moe_router_logits(moe_layers *m, router_weights w, const float *xn, int64_t T) MOE_MUST_CHECK;
+
+#endif
