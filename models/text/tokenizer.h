@@ -1,5 +1,6 @@
-/* Text <-> token ids. Byte-level BPE from tokenizer.json (GPT-2 / Qwen / Llama-3 kind: PCRE2 split, merges, added tokens) and plain bytes.
- * The file is hostile until checked; what is not supported is an error at load that names the component. Thread-safe once loaded. */
+/* Text <-> token ids. Byte-level BPE from tokenizer.json (GPT-2 / Qwen / Llama-3 kind: PCRE2 split, merges, added tokens) and
+ * plain bytes. The file is hostile until checked; what is not supported is an error at load that names the component. Thread-safe
+ * once loaded. */
 #ifndef MOE_MODELS_TEXT_TOKENIZER_H
 #define MOE_MODELS_TEXT_TOKENIZER_H
 
@@ -29,7 +30,8 @@ moe_err tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, boo
 /* The bytes of one id (not necessarily whole characters); valid while the tokenizer lives. */
 moe_err tokenizer_piece(const tokenizer *t, int32_t id, const char **bytes, size_t *n) MOE_MUST_CHECK;
 
-/* Copies the tokenizer's files into a folder (prepare keeps them beside the data; bytes writes {"type": "bytes"} as tokenizer.json). */
+/* Copies the tokenizer's files into a folder (prepare keeps them beside the data; bytes writes {"type": "bytes"} as
+ * tokenizer.json). */
 moe_err tokenizer_save(const tokenizer *t, const char *dir) MOE_MUST_CHECK;
 
 #endif

@@ -1,0 +1,42 @@
+/* Byte-pair encoding: the vocabulary as bytes, the merges as a table of pairs, and the merging of one word.
+ * Owns its tables. Built once (add pieces, then merges, then finish), read-only after that, any thread; each thread has its own
+ * bpe_room, which keeps a cache of words.
+ * Sources: Sennrich et al., arXiv 1508.07909; byte-level form of GPT-2. */
+#ifndef MOE_MODELS_TEXT_BPE_H
+#define MOE_MODELS_TEXT_BPE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/base/error.h"
+#include "models/text/tokenizer.h"
+
+enum { BPE_MAX_IDS = 1 << 24 };
+
+typedef struct bpe bpe;
+typedef struct bpe_room bpe_room;
+
+moe_err bpe_open(bpe **out) MOE_MUST_CHECK;
+void bpe_close(bpe *b);
+
+/* The bytes of id. `plain`: a piece that merges and words can name (otherwise it is only there to be decoded).
+ * MOE_E_DATA: the id or the bytes are taken. */
+moe_err bpe_add_piece(bpe *b, int32_t id, const char *bytes, size_t n, bool plain) MOE_MUST_CHECK;
+/* Merge number `rank` joins two plain pieces into a third; all three must be there. */
+moe_err bpe_add_merge(bpe *b, int64_t rank, const char *left, size_t nleft, const char *right, size_t nright) MOE_MUST_CHECK;
+/* MOE_E_DATA when one of the 256 bytes is no piece. whole_words: a word that is a piece needs no merges ("ignore_merges"). */
+moe_err bpe_finish(bpe *b, bool whole_words) MOE_MUST_CHECK;
+
+int32_t bpe_ids(const bpe *b);                                           /* highest id + 1                 */
+int32_t bpe_find(const bpe *b, const char *bytes, size_t n);             /* id of a plain piece, -1: none  */
+bool bpe_piece(const bpe *b, int32_t id, const char **bytes, size_t *n); /* false: no such id    */
+
+moe_err bpe_room_open(bpe_room **out) MOE_MUST_CHECK;
+void bpe_room_close(bpe_room *r);
+/* Appends the ids of one word of n > 0 bytes. */
+moe_err bpe_word(const bpe *b, bpe_room *r, const char *word, size_t n, token_ids *out) MOE_MUST_CHECK;
+
+moe_err token_ids_reserve(token_ids *ids, size_t more) MOE_MUST_CHECK;
+
+#endif

@@ -1,0 +1,31 @@
+/* tokenizer.json and tokenizer_config.json -> the parts of a tokenizer. Private to models/text.
+ * The texts are hostile until checked; errors name the file, the byte and the component that is not supported.
+ * Fills a zeroed tokenizer_parts; on error the caller frees what is there. */
+#ifndef MOE_MODELS_TEXT_TOKENIZER_FILE_H
+#define MOE_MODELS_TEXT_TOKENIZER_FILE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "models/text/added.h"
+#include "models/text/bpe.h"
+#include "models/text/split.h"
+#include "models/text/unicode.h"
+
+typedef struct tokenizer_parts {
+    bool bytes; /* {"type": "bytes"}: nothing else is set */
+    bpe *model;
+    split *words;
+    added_set *added, *added_normalized; /* looked for before and after normalization */
+    unicode_maps *unicode;
+    bool nfc;
+} tokenizer_parts;
+
+/* `name` for messages; text[0, bytes) is the file. */
+moe_err tokenizer_file_parse(tokenizer_parts *p, const char *name, const char *text, size_t bytes) MOE_MUST_CHECK;
+void tokenizer_parts_free(tokenizer_parts *p);
+
+/* eos_token of a tokenizer_config.json: malloc'ed, *eos NULL when it is absent or null. */
+moe_err tokenizer_config_eos(const char *name, const char *text, size_t bytes, char **eos) MOE_MUST_CHECK;
+
+#endif
