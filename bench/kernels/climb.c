@@ -22,7 +22,7 @@ static double run_rung(climb *c, int rung)
     const int32_t offset[] = {0, rows};
     const matmul_args a = {.w = &c->w, .y = c->y, .x = c->x, .ldy = N, .ldx = K, .offset = offset, .G = 1, .N = N, .K = K};
     memset(c->y, 0, sizeof *c->y * ROWS * N);
-    const double begin = bench_now();
+    const double begin = bench_now(CLOCK_THREAD_CPUTIME_ID);
     moe_err rc = MOE_OK;
     if (rung == 0)
         rc = moe_backend_at(0)->matmul_forward(&a, &c->one);
@@ -32,7 +32,7 @@ static double run_rung(climb *c, int rung)
         (wide ? ladder_tile_avx512 : ladder_tile_avx2)(c->y, c->x, c->w, rows, N, K);
     else
         rc = c->b->backend->matmul_forward(&a, &c->one);
-    const double seconds = bench_now() - begin;
+    const double seconds = bench_now(CLOCK_THREAD_CPUTIME_ID) - begin;
     if (rung == 0)
         memcpy(c->want, c->y, sizeof *c->y * REF_ROWS * N);
     const bool same = rc == MOE_OK && memcmp(c->y, c->want, sizeof *c->y * REF_ROWS * N) == 0;
@@ -50,19 +50,19 @@ void bench_ladder(bench *b)
     for (size_t i = 0; i < ROWS * K; i++)
         c.x[i] = 0.01f * (float)(i % 101) - 0.5f;
     bench single = *b;
-    single.stream = c.one, single.threads = 1;
+    single.stream = c.one, single.threads = 1, single.clock = CLOCK_THREAD_CPUTIME_ID;
     for (int rep = 0; rep < b->reps; rep++) {
         peak[rep] = bench_limits(&single).fma;
         for (int rung = 0; rung < RUNGS; rung++)
             rate[rung][rep] = run_rung(&c, rung);
     }
-    printf("ladder, forward, %s, 1 thread, %d x %d x %d, FMA peak %.1f GFLOP/s\n", b->backend->name, ROWS, N, K, bench_median(peak, b->reps));
+    printf("ladder, forward, %s, 1 thread, %d x %d x %d, FMA peak %.1f GFLOP/s\n", b->backend->name, ROWS, N, K, bench_typical(b, peak));
     for (int rung = 0; rung < RUNGS; rung++) {
-        const double median = bench_median(rate[rung], b->reps);
+        const double median = bench_typical(b, rate[rung]);
         printf("  %-56s %8.2f%s\n", ideas[rung], median, median > 0 ? "" : " WRONG");
         if (b->json != NULL)
             fprintf(b->json, "{\"ladder\": \"%s\", \"backend\": \"%s\", \"gflops\": %.2f, \"fma_peak\": %.2f}\n", ideas[rung],
-                    b->backend->name, median, bench_median(peak, b->reps));
+                    b->backend->name, median, bench_typical(b, peak));
     }
     munmap(c.x, sizeof(float) * ROWS * K), munmap(c.y, sizeof(float) * ROWS * N), munmap(c.want, sizeof(float) * REF_ROWS * N);
     moe_pool_close(c.one.pool);

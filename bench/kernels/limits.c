@@ -4,17 +4,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #include "bench/kernels/bench.h"
 
 static const double FMA_SECONDS = 0.008;
 enum { SLICE = 1 << 18 /* floats: 1 MiB */, SLICES = 64 };
 
-double bench_now(void)
+double bench_now(clockid_t clock)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
@@ -30,6 +29,14 @@ double bench_median(const double *x, int n)
     memcpy(sorted, x, sizeof *x * (size_t)n);
     qsort(sorted, (size_t)n, sizeof *sorted, compare_doubles);
     return n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
+}
+
+double bench_typical(const bench *b, const double *x)
+{
+    double most = x[0];
+    for (int i = 1; i < b->reps; i++)
+        most = x[i] > most ? x[i] : most;
+    return b->best ? most : bench_median(x, b->reps);
 }
 
 float *bench_map(size_t floats)
@@ -62,7 +69,7 @@ static void fma_piece(void *ctx, int64_t begin, int64_t end, int worker)
     probe *p = ctx;
     (void)worker;
     for (int64_t i = begin; i < end; i++)
-        p->fma[i] = p->wide ? peak_fma_avx512(FMA_SECONDS) : peak_fma_avx2(FMA_SECONDS);
+        p->fma[i] = p->wide ? peak_fma_avx512(FMA_SECONDS, p->b->clock) : peak_fma_avx2(FMA_SECONDS, p->b->clock);
 }
 
 static void read_slices(void *ctx, int64_t begin, int64_t end, int worker)
@@ -96,11 +103,11 @@ limits bench_limits(bench *b)
     for (int i = 0; i < b->threads; i++)
         l.fma += p.fma[i];
     p.at = bench_next(b, (size_t)SLICE * SLICES);
-    double begin = bench_now();
+    double begin = bench_now(b->clock);
     moe_pool_for(b->stream.pool, SLICES, 1, read_slices, &p);
-    l.read = gigabytes / (bench_now() - begin);
-    begin = bench_now();
+    l.read = gigabytes / (bench_now(b->clock) - begin);
+    begin = bench_now(b->clock);
     moe_pool_for(b->stream.pool, SLICES, 1, write_slices, &p);
-    l.write = gigabytes / (bench_now() - begin);
+    l.write = gigabytes / (bench_now(b->clock) - begin);
     return l;
 }

@@ -11,13 +11,11 @@ TILE_TABLE(weight_tile, 1, TILE_ROWS)
 
 enum {
     K_MOST = 1024,     /* k's of a task                                                        */
-    ROWS_MOST = 588,   /* rows packed at a time: 588 x 1024 x 4 bytes = 2.4 MB of the scratch  */
+    ROWS_MOST = 3 * STEPS, /* rows packed at a time: 3.2 MB of the scratch                     */
     SPAN = (K_MOST / TILE_ROWS + 2) * TILE_ROWS, /* packed floats a row: strips may all be one short */
     SCRATCH_X = ROWS_MOST * SPAN + V16,
     SCRATCH_DY = TILE_VECS * STEPS * V16,
-    TASKS_PER_THREAD = 8,
-    RANGE_MOST = 32, /* panels: one packing of x serves 512 outputs */
-    RANGE_LEAST = 4,
+    RANGE_LEAST = 4, RANGE_MOST = 64, /* panels of a task */
 };
 _Static_assert((SCRATCH_X + SCRATCH_DY) * sizeof(float) <= KERNEL_SCRATCH_BYTES, "scratch of the weight gradient");
 
@@ -88,17 +86,21 @@ static void run_strip(const plan *p, const task *k, int panel)
     int vecs = k->panel_end - panel < TILE_VECS ? k->panel_end - panel : TILE_VECS;
     const int real = p->a->N - (panel + vecs - 1) * PANEL; /* outputs of the last panel */
     const int64_t strips = tile_count(k->k_end - k->k, TILE_ROWS);
-    for (int64_t s = 0; s < k->rows; s += STEPS) {
-        tile t = {.b_vec = (size_t)STEPS * V16, .c_row = PANEL, .c_vec = K * PANEL, .last = V16, .next_block = V16 * V16};
-        t.steps = (int)(k->rows - s < STEPS ? k->rows - s : STEPS);
+    const int64_t parts = tile_count(k->rows, STEPS);
+    for (int64_t part = 0; part < parts; part++) {
+        const int64_t s = tile_cut(k->rows, parts, part);
+        tile t = {.b_vec = (size_t)STEPS * V16, .c_row = PANEL, .c_vec = K * PANEL, .last = V16, .next_block = TILE_ROWS * PANEL};
+        t.steps = (int)(tile_cut(k->rows, parts, part + 1) - s);
         t.load = k->load || s > 0;
         t.stream = k->stream && s + t.steps == k->rows;
         pack_dy(p, k, panel, vecs, k->row + s, t.steps);
         for (int64_t i = 0; i < strips; i++) {
             const int cut = (int)tile_cut(k->k_end - k->k, strips, i), next = (int)tile_cut(k->k_end - k->k, strips, i + 1);
             t.a = k->x + ((size_t)i * (size_t)k->rows + (size_t)s) * TILE_ROWS;
-            t.b = t.next = k->dy;
+            t.b = k->dy;
             t.c = k->dw + ((size_t)panel * K + (size_t)(k->k + cut)) * PANEL;
+            t.next[0] = t.stream ? t.b : t.c + TILE_ROWS * PANEL; /* the tiles that follow, unless they are only written */
+            t.next[1] = t.stream ? t.b : t.next[0] + (size_t)(vecs - 1) * t.c_vec;
             if (real >= PANEL) {
                 weight_tile[vecs - 1][next - cut - 1](&t);
                 continue;
@@ -144,19 +146,31 @@ static void run_tasks(void *ctx, int64_t begin, int64_t end, int worker)
     _mm_sfence(); /* streamed stores, before another thread reads them */
 }
 
+/* Overheads of a cut as parts of the FMA time: packed x serves the outputs of its range, packed dy the k's of its range. */
+static void choose_cut(plan *p, int64_t groups)
+{
+    double best = 1e30;
+    for (int64_t k_ranges = tile_count(p->a->K, K_MOST); k_ranges <= tile_count(p->a->K, 8 * TILE_ROWS); k_ranges++)
+        for (int range = RANGE_LEAST; range <= RANGE_MOST; range *= 2) {
+            const int64_t ranges = tile_count(p->panels, range);
+            const double cost = 13.0 / (double)(p->panels * PANEL / ranges) + 13.0 / (double)(p->a->K / k_ranges + 1) +
+                                tile_idle(groups * ranges * k_ranges, moe_pool_threads(p->pool));
+            if (cost >= best)
+                continue;
+            best = cost;
+            p->range_panels = range, p->ranges = (int)ranges, p->k_ranges = (int)k_ranges;
+        }
+}
+
 moe_err ISA(matmul_dw)(const matmul_args *a, moe_stream *s)
 {
-    plan p = {.a = a, .pool = s->pool, .panels = (int)(panel_pad(a->N) / PANEL), .range_panels = RANGE_MOST};
+    plan p = {.a = a, .pool = s->pool, .panels = (int)(panel_pad(a->N) / PANEL)};
     int64_t busy = 0;
     for (int g = 0; g < a->G; g++)
         busy += !a->accumulate || a->offset[g + 1] > a->offset[g];
     if (busy == 0 || a->K == 0 || a->N == 0)
         return MOE_OK;
-    p.k_ranges = (int)tile_count(a->K, K_MOST);
-    while (p.range_panels > RANGE_LEAST &&
-           busy * p.k_ranges * tile_count(p.panels, p.range_panels) < TASKS_PER_THREAD * moe_pool_threads(s->pool))
-        p.range_panels /= 2;
-    p.ranges = (int)tile_count(p.panels, p.range_panels);
+    choose_cut(&p, busy);
     moe_pool_for(s->pool, (int64_t)a->G * p.k_ranges * p.ranges, 1, run_tasks, &p);
     return MOE_OK;
 }
