@@ -90,6 +90,10 @@ record tier_record(tier *t, section_id s);
 void tier_speculate_begin(tier *t, uint64_t step);
 moe_err tier_speculate_resolve(tier *t, bool keep) MOE_MUST_CHECK;
 
+/* A step that is given up: every gradient of a step beyond the finished ones (tier_set_step) is forgotten. Nothing may be leased; a
+ * speculative step is taken back first (tier_speculate_resolve). */
+void tier_abandon(tier *t);
+
 /* Writes every dirty part and waits; afterwards tier_catalog is what is on disk. */
 moe_err tier_flush(tier *t) MOE_MUST_CHECK;
 /* [layers * experts], valid until the next call that changes anything. */
