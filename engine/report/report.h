@@ -35,10 +35,13 @@ typedef struct run_summary {
 
 typedef struct report report;
 
-/* run_dir/metrics.jsonl and run_dir/events.out.tfevents.*; metrics after `resume_step` are removed (-1: a new run). `planned` steps for ETA.
- * quiet: nothing on the terminal. */
+/* run_dir/metrics.jsonl, run_dir/experts.bin (expert_rows of every step) and run_dir/events.out.tfevents.*; what they hold after
+ * `resume_step` is removed (-1: a new run, all of it). `planned` steps for ETA. quiet: nothing on the terminal.
+ * MOE_E_CREATE, MOE_E_IO; MOE_E_DATA when metrics.jsonl is damaged in the middle (a torn last line is not). */
 moe_err report_open(report **out, const char *run_dir, int64_t resume_step, int64_t planned, bool quiet) MOE_MUST_CHECK;
 moe_err report_step(report *r, const step_metrics *m) MOE_MUST_CHECK;
+/* The lines so far survive a power cut. Before a checkpoint is committed, after report_step of its step: then no resume misses a line. */
+moe_err report_sync(report *r) MOE_MUST_CHECK;
 /* A line of news on stderr that does not tear the live line. */
 void report_note(report *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void report_summary(report *r, const run_summary *s);
