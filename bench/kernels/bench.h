@@ -5,7 +5,6 @@
 #define MOE_BENCH_KERNELS_H
 
 #include <stdio.h>
-#include <time.h>
 
 #include "kernels/backend.h"
 
@@ -15,7 +14,6 @@ typedef struct bench {
     const moe_backend *backend;
     moe_stream stream;
     int threads, reps;
-    clockid_t clock; /* one thread: its CPU time, so that other programs do not count; several: the wall clock */
     bool best; /* report the best repetition, not the median */
     const char *only; /* runs the cases whose name contains it; NULL: all */
     float *weights, *gradients; /* cold_floats each: walked in a circle, so that what is read is never in a cache */
@@ -29,7 +27,9 @@ typedef struct limits {
 } limits;
 limits bench_limits(bench *b);
 
-double bench_now(clockid_t clock); /* seconds */
+double bench_now(void); /* seconds on the wall */
+/* Seconds on the wall, or with one thread its CPU time, so that other programs on the machine do not count. */
+double bench_clock(const bench *b);
 double bench_median(const double *x, int n);
 double bench_typical(const bench *b, const double *x); /* of b->reps samples: median, or the most with `best` */
 float *bench_map(size_t floats); /* huge pages where the system has them; NULL when out of memory */
@@ -41,7 +41,7 @@ void bench_ladder(bench *b);   /* ladder.c: what each idea brought */
 
 /* Inner loops, compiled once per instruction set (peak.c, ladder.c). */
 #define BENCH_DECLARE(isa)                                                                     \
-    double peak_fma_##isa(double seconds, clockid_t clock); /* in 1e9 flops a second */         \
+    double peak_fma_##isa(double seconds); /* 1e9 flops per second of this thread's CPU time */  \
     float peak_read_##isa(const float *x, size_t floats);                                      \
     void peak_write_##isa(float *x, size_t floats);                                            \
     void ladder_panels_##isa(float *y, const float *x, const float *w, int rows, int N, int K); \

@@ -10,7 +10,7 @@ enum { ROWS = 504, N = 2048, K = 512, REF_ROWS = 4, RUNGS = 4 };
 
 typedef struct climb {
     bench *b;
-    moe_stream one;
+    bench single; /* b with one thread */
     float *x, *y, *want;
     const float *w;
 } climb;
@@ -22,17 +22,17 @@ static double run_rung(climb *c, int rung)
     const int32_t offset[] = {0, rows};
     const matmul_args a = {.w = &c->w, .y = c->y, .x = c->x, .ldy = N, .ldx = K, .offset = offset, .G = 1, .N = N, .K = K};
     memset(c->y, 0, sizeof *c->y * ROWS * N);
-    const double begin = bench_now(CLOCK_THREAD_CPUTIME_ID);
+    const double begin = bench_clock(&c->single);
     moe_err rc = MOE_OK;
     if (rung == 0)
-        rc = moe_backend_at(0)->matmul_forward(&a, &c->one);
+        rc = moe_backend_at(0)->matmul_forward(&a, &c->single.stream);
     else if (rung == 1)
         (wide ? ladder_panels_avx512 : ladder_panels_avx2)(c->y, c->x, c->w, rows, N, K);
     else if (rung == 2)
         (wide ? ladder_tile_avx512 : ladder_tile_avx2)(c->y, c->x, c->w, rows, N, K);
     else
-        rc = c->b->backend->matmul_forward(&a, &c->one);
-    const double seconds = bench_now(CLOCK_THREAD_CPUTIME_ID) - begin;
+        rc = c->b->backend->matmul_forward(&a, &c->single.stream);
+    const double seconds = bench_clock(&c->single) - begin;
     if (rung == 0)
         memcpy(c->want, c->y, sizeof *c->y * REF_ROWS * N);
     const bool same = rc == MOE_OK && memcmp(c->y, c->want, sizeof *c->y * REF_ROWS * N) == 0;
@@ -43,16 +43,15 @@ void bench_ladder(bench *b)
 {
     static const char *const ideas[RUNGS] = {"naive: the definition", "panels: 16 outputs in a vector", "tile: 6 rows in registers",
                                              "final: blocked for the caches, packed, 2 vectors wide"};
-    climb c = {.b = b, .x = bench_map(ROWS * K), .y = bench_map(ROWS * N), .want = bench_map(REF_ROWS * N), .w = b->weights};
+    climb c = {.b = b, .single = *b, .x = bench_map(ROWS * K), .y = bench_map(ROWS * N), .want = bench_map(REF_ROWS * N), .w = b->weights};
     double rate[RUNGS][REPS_MOST], peak[REPS_MOST];
-    if (c.x == NULL || c.y == NULL || c.want == NULL || moe_pool_open(&c.one.pool, 1, KERNEL_SCRATCH_BYTES) != MOE_OK)
+    c.single.threads = 1;
+    if (c.x == NULL || c.y == NULL || c.want == NULL || moe_pool_open(&c.single.stream.pool, 1, KERNEL_SCRATCH_BYTES) != MOE_OK)
         abort();
     for (size_t i = 0; i < ROWS * K; i++)
         c.x[i] = 0.01f * (float)(i % 101) - 0.5f;
-    bench single = *b;
-    single.stream = c.one, single.threads = 1, single.clock = CLOCK_THREAD_CPUTIME_ID;
     for (int rep = 0; rep < b->reps; rep++) {
-        peak[rep] = bench_limits(&single).fma;
+        peak[rep] = bench_limits(&c.single).fma;
         for (int rung = 0; rung < RUNGS; rung++)
             rate[rung][rep] = run_rung(&c, rung);
     }
@@ -65,5 +64,5 @@ void bench_ladder(bench *b)
                     b->backend->name, median, bench_typical(b, peak));
     }
     munmap(c.x, sizeof(float) * ROWS * K), munmap(c.y, sizeof(float) * ROWS * N), munmap(c.want, sizeof(float) * REF_ROWS * N);
-    moe_pool_close(c.one.pool);
+    moe_pool_close(c.single.stream.pool);
 }

@@ -4,18 +4,22 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "bench/kernels/bench.h"
 
 static const double FMA_SECONDS = 0.008;
 enum { SLICE = 1 << 18 /* floats: 1 MiB */, SLICES = 64 };
 
-double bench_now(clockid_t clock)
+static double read_clock(clockid_t clock)
 {
     struct timespec t;
     clock_gettime(clock, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
+
+double bench_now(void) { return read_clock(CLOCK_MONOTONIC); }
+double bench_clock(const bench *b) { return read_clock(b->threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC); }
 
 static int compare_doubles(const void *a, const void *b)
 {
@@ -69,7 +73,7 @@ static void fma_piece(void *ctx, int64_t begin, int64_t end, int worker)
     probe *p = ctx;
     (void)worker;
     for (int64_t i = begin; i < end; i++)
-        p->fma[i] = p->wide ? peak_fma_avx512(FMA_SECONDS, p->b->clock) : peak_fma_avx2(FMA_SECONDS, p->b->clock);
+        p->fma[i] = p->wide ? peak_fma_avx512(FMA_SECONDS) : peak_fma_avx2(FMA_SECONDS);
 }
 
 static void read_slices(void *ctx, int64_t begin, int64_t end, int worker)
@@ -103,11 +107,11 @@ limits bench_limits(bench *b)
     for (int i = 0; i < b->threads; i++)
         l.fma += p.fma[i];
     p.at = bench_next(b, (size_t)SLICE * SLICES);
-    double begin = bench_now(b->clock);
+    double begin = bench_clock(b);
     moe_pool_for(b->stream.pool, SLICES, 1, read_slices, &p);
-    l.read = gigabytes / (bench_now(b->clock) - begin);
-    begin = bench_now(b->clock);
+    l.read = gigabytes / (bench_clock(b) - begin);
+    begin = bench_clock(b);
     moe_pool_for(b->stream.pool, SLICES, 1, write_slices, &p);
-    l.write = gigabytes / (bench_now(b->clock) - begin);
+    l.write = gigabytes / (bench_clock(b) - begin);
     return l;
 }

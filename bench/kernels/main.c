@@ -84,7 +84,6 @@ int main(int argc, char **argv)
         default: fputs(usage, stderr); return MOE_E_USAGE;
         }
     }
-    b.clock = b.threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC;
     const int rc = run(&b, backend, ladder);
     if (b.json != NULL && fclose(b.json) != 0)
         return MOE_E_IO;

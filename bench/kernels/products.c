@@ -49,10 +49,10 @@ static double run_product(bench *b, const product_case *c, int product, float *x
     const matmul_args a = {.dw = dw, .w = w, .y = y, .x = x, .ldy = (size_t)c->N, .ldx = (size_t)c->K,
                            .offset = offset, .G = c->G, .N = c->N, .K = c->K, .accumulate = product == 3};
     const matmul_fn fn = product == 0 ? b->backend->matmul_forward : product == 1 ? b->backend->matmul_dx : b->backend->matmul_dw;
-    const double begin = bench_now(b->clock);
+    const double begin = bench_clock(b);
     if (fn(&a, &b->stream) != MOE_OK)
         return 0;
-    return 2.0 * c->G * c->rows * (double)c->N * c->K / (bench_now(b->clock) - begin) * 1e-9;
+    return 2.0 * c->G * c->rows * (double)c->N * c->K / (bench_clock(b) - begin) * 1e-9;
 }
 
 static void report(bench *b, const product_case *c, int product, const samples *s)
