@@ -111,6 +111,8 @@ moe_err family_fill(model_spec *m, const char *model_type, const family_values *
     TRY(fill_router(m, v));
 
     int leading = 0;
+    if (m->E < 0)
+        return moe_fail(MOE_E_CONFIG, "num_experts is %d: expected a number >= 0 (0: every layer is dense)", m->E);
     TRY(family_int(v, "first_k_dense_replace", 0, &leading));
     if (m->L < 1 || m->L > MODEL_MAX_LAYERS)
         return moe_fail(MOE_E_CONFIG, "num_hidden_layers is %d: expected 1 to %d", m->L, (int)MODEL_MAX_LAYERS);

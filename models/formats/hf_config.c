@@ -1,0 +1,298 @@
+/* Owns the reading of config.json: JSON -> the values of a family's keys -> a spec. What a key means is the family's (models/families).
+ * Threads: pure but for the file.
+ * Rule: a key that this program does not know, and that is not null, is refused: it could change the numbers. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "models/family.h"
+#include "models/formats/hf_private.h"
+#include "models/formats/json_reader.h"
+
+enum { MAX_CONFIG = 16 << 20, /* bytes */
+       MAX_INTS = 4096 };
+
+/* Keys without influence on the numbers of training on given tokens. (pad_token_id: transformers gives that token's embedding no
+ * gradient; here data has no padding, so every token is a token. max_window_layers matters only under use_sliding_window, which is
+ * refused.) */
+static const char *const IGNORED[] = {
+    "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "use_cache", "output_router_logits", "bos_token_id",
+    "eos_token_id", "pad_token_id", "max_window_layers", "_name_or_path", "return_dict", "output_hidden_states", "output_attentions",
+    "torchscript", "id2label", "label2id", "problem_type", "chunk_size_feed_forward", "is_encoder_decoder", "_attn_implementation",
+    "_experts_implementation", "attn_implementation", "experts_implementation",
+};
+
+moe_err hf_path(char **out, const char *dir, const char *name)
+{
+    *out = NULL;
+    if (asprintf(out, "%s/%s", dir, name) < 0) {
+        *out = NULL;
+        return moe_fail(MOE_E_OS, "out of memory");
+    }
+    return MOE_OK;
+}
+
+moe_err hf_read_text(const char *path, size_t limit, char **text, size_t *bytes)
+{
+    struct stat st;
+    moe_err rc = MOE_OK;
+    *text = NULL;
+    *bytes = 0;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return moe_fail(MOE_E_NOINPUT, "cannot open %s: %s", path, strerror(errno));
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
+        rc = moe_fail(MOE_E_DATA, "%s is not a file", path);
+        goto out;
+    }
+    if ((uint64_t)st.st_size > limit) {
+        rc = moe_fail(MOE_E_DATA, "%s has %lld bytes: expected at most %zu", path, (long long)st.st_size, limit);
+        goto out;
+    }
+    *text = malloc((size_t)st.st_size + 1);
+    if (*text == NULL) {
+        rc = moe_fail(MOE_E_OS, "%s: out of memory for %lld bytes", path, (long long)st.st_size);
+        goto out;
+    }
+    while (*bytes < (size_t)st.st_size) {
+        const ssize_t got = read(fd, *text + *bytes, (size_t)st.st_size - *bytes);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0) {
+            rc = moe_fail(MOE_E_IO, "cannot read %s: %s", path, got < 0 ? strerror(errno) : "it became shorter");
+            free(*text);
+            *text = NULL;
+            goto out;
+        }
+        *bytes += (size_t)got;
+    }
+out:
+    close(fd);
+    return rc;
+}
+
+static moe_err read_ints(json_reader *r, model_value *v)
+{
+    v->ints = calloc(MAX_INTS, sizeof *v->ints);
+    if (v->ints == NULL)
+        return moe_fail(MOE_E_OS, "out of memory");
+    for (json_event e;;) {
+        TRY(json_next(r, &e));
+        if (e == JSON_ARRAY_END)
+            return MOE_OK;
+        if (e != JSON_NUMBER || v->nints == MAX_INTS)
+            return json_fail(r, MOE_E_DATA, "expected at most %d whole numbers", (int)MAX_INTS);
+        TRY(json_int(r, INT64_MIN, INT64_MAX, &v->ints[v->nints]));
+        v->nints++;
+    }
+}
+
+static moe_err read_value(json_reader *r, const model_key *key, model_value *v)
+{
+    static const char *const kinds[] = {"a whole number", "a number", "true or false", "an array of whole numbers", "a string"};
+    json_event e;
+    if (v->set)
+        return json_fail(r, MOE_E_DATA, "%s occurs twice", key->name);
+    TRY(json_next(r, &e));
+    v->set = true;
+    v->null = e == JSON_NULL;
+    if (v->null)
+        return MOE_OK;
+    switch (key->kind) {
+    case MODEL_INT:
+        if (e != JSON_NUMBER)
+            break;
+        TRY(json_int(r, INT64_MIN, INT64_MAX, &v->integer));
+        v->number = (double)v->integer;
+        return MOE_OK;
+    case MODEL_NUMBER:
+        if (e != JSON_NUMBER)
+            break;
+        return json_double(r, &v->number);
+    case MODEL_BOOL:
+        if (e != JSON_TRUE && e != JSON_FALSE)
+            break;
+        v->boolean = e == JSON_TRUE;
+        return MOE_OK;
+    case MODEL_INTS:
+        if (e != JSON_ARRAY)
+            break;
+        return read_ints(r, v);
+    case MODEL_STRING:
+        if (e != JSON_STRING)
+            break;
+        return json_copy(r, &v->string);
+    }
+    return json_fail(r, MOE_E_CONFIG, "%s is %s: expected %s", key->name, json_event_name(e), kinds[key->kind]);
+}
+
+/* What config.json spells in two ways. */
+typedef struct spellings {
+    model_value rope_theta;  /* rope_parameters.rope_theta (transformers 5)  */
+    model_value num_experts; /* num_local_experts (transformers 5)           */
+} spellings;
+
+/* rope_parameters (transformers 5), rope_scaling (4): null, or an object that says no more than the base. */
+static moe_err read_rope(json_reader *r, const char *name, model_value *theta)
+{
+    static const model_key theta_key = {"rope_theta", MODEL_NUMBER, "10000.0", ""};
+    json_event e;
+    TRY(json_next(r, &e));
+    if (e == JSON_NULL)
+        return MOE_OK;
+    if (e != JSON_OBJECT)
+        return json_fail(r, MOE_E_CONFIG, "%s is %s: expected an object or null", name, json_event_name(e));
+    for (;;) {
+        TRY(json_next(r, &e));
+        if (e == JSON_OBJECT_END)
+            return MOE_OK;
+        if (json_is(r, "rope_theta")) {
+            TRY(read_value(r, &theta_key, theta));
+        } else if (json_is(r, "rope_type") || json_is(r, "type")) {
+            TRY(json_next(r, &e));
+            if (e != JSON_STRING || !json_is(r, "default"))
+                return json_fail(r, MOE_E_CONFIG, "%s.rope_type is \"%.*s\": only \"default\" is computed", name,
+                                 (int)(r->raw_bytes < 64 ? r->raw_bytes : 64), r->raw);
+        } else {
+            const json_reader key = *r;
+            TRY(json_next(r, &e));
+            if (e != JSON_NULL)
+                return json_fail(&key, MOE_E_CONFIG, "%s.%.*s: only the default rotary embedding is computed (rope_theta, rope_type)", name,
+                                 (int)(key.raw_bytes < 64 ? key.raw_bytes : 64), key.raw);
+        }
+    }
+}
+
+static int find_key(const json_reader *r, const model_family *f)
+{
+    for (int i = 0; i < f->nkeys; i++)
+        if (json_is(r, f->keys[i].name))
+            return i;
+    return -1;
+}
+
+static bool is_ignored(const json_reader *r)
+{
+    for (size_t i = 0; i < sizeof IGNORED / sizeof *IGNORED; i++)
+        if (json_is(r, IGNORED[i]))
+            return true;
+    return false;
+}
+
+/* The value of the key just read. */
+static moe_err read_entry(json_reader *r, const model_family *f, model_value *values, spellings *other)
+{
+    static const model_key local = {"num_local_experts", MODEL_INT, "0", ""};
+    const int i = find_key(r, f);
+    if (i >= 0)
+        return read_value(r, &f->keys[i], &values[i]);
+    if (json_is(r, "rope_parameters"))
+        return read_rope(r, "rope_parameters", &other->rope_theta);
+    if (json_is(r, "rope_scaling"))
+        return read_rope(r, "rope_scaling", &other->rope_theta);
+    if (json_is(r, "num_local_experts"))
+        return read_value(r, &local, &other->num_experts);
+    if (is_ignored(r))
+        return json_skip(r);
+    const json_reader key = *r;
+    json_event e;
+    TRY(json_next(r, &e));
+    if (e != JSON_NULL)
+        return json_fail(&key, MOE_E_CONFIG, "key \"%.*s\" is not known for %s and might change the numbers; remove it if it does not",
+                         (int)(key.raw_bytes < 64 ? key.raw_bytes : 64), key.raw, f->model_type);
+    return MOE_OK;
+}
+
+/* Takes the second spelling over; both at once must say the same. */
+static moe_err merge(const model_family *f, model_value *values, const char *name, const model_value *other, const char *spelling)
+{
+    for (int i = 0; other->set && i < f->nkeys; i++) {
+        if (strcmp(f->keys[i].name, name) != 0)
+            continue;
+        if (values[i].set && (values[i].null != other->null || values[i].number != other->number))
+            return moe_fail(MOE_E_CONFIG, "%s is %g but %s is %g: expected the same number", name, values[i].number, spelling, other->number);
+        values[i] = *other;
+    }
+    return MOE_OK;
+}
+
+static moe_err find_family(json_reader *r, const model_family **out)
+{
+    char *type = NULL;
+    *out = NULL;
+    TRY(json_expect(r, JSON_OBJECT));
+    for (json_event e;;) {
+        TRY(json_next(r, &e));
+        if (e == JSON_OBJECT_END)
+            return json_fail(r, MOE_E_CONFIG, "no model_type: expected qwen3_moe or olmoe");
+        if (json_is(r, "model_type"))
+            break;
+        TRY(json_skip(r));
+    }
+    TRY(json_get_string(r, &type));
+    *out = model_family_find(type);
+    const moe_err rc = *out != NULL ? MOE_OK : json_fail(r, MOE_E_CONFIG, "model_type is \"%.64s\": expected qwen3_moe or olmoe", type);
+    free(type);
+    return rc;
+}
+
+static moe_err read_all(json_reader *r, const model_family *f, model_value *values, spellings *other)
+{
+    TRY(json_expect(r, JSON_OBJECT));
+    for (json_event e;;) {
+        TRY(json_next(r, &e));
+        if (e == JSON_OBJECT_END)
+            break;
+        TRY(read_entry(r, f, values, other));
+    }
+    return json_expect(r, JSON_END);
+}
+
+static moe_err build(model_spec *out, const model_family *f, model_value *values, const spellings *other)
+{
+    TRY(merge(f, values, "rope_theta", &other->rope_theta, "rope_parameters.rope_theta"));
+    TRY(merge(f, values, "num_experts", &other->num_experts, "num_local_experts"));
+    for (int i = 0; i < f->nkeys; i++)
+        if (!values[i].set)
+            TRY(model_value_default(&values[i], &f->keys[i]));
+    return f->build(out, values);
+}
+
+moe_err hf_config_load(model_spec *out, const char *dir)
+{
+    char *path = NULL, *text = NULL, sentence[MOE_ERROR_TEXT];
+    size_t bytes;
+    model_value *values = NULL;
+    const model_family *f = NULL;
+    spellings other = {0};
+    json_reader r;
+    moe_err rc;
+    memset(out, 0, sizeof *out);
+    TRY(hf_path(&path, dir, HF_CONFIG));
+    TRY_GOTO(hf_read_text(path, MAX_CONFIG, &text, &bytes), rc, out);
+    json_open(&r, path, text, bytes);
+    TRY_GOTO(find_family(&r, &f), rc, out);
+    values = calloc((size_t)f->nkeys, sizeof *values);
+    if (values == NULL) {
+        rc = moe_fail(MOE_E_OS, "out of memory");
+        goto out;
+    }
+    json_open(&r, path, text, bytes);
+    TRY_GOTO(read_all(&r, f, values, &other), rc, out);
+    rc = build(out, f, values, &other);
+    if (rc != MOE_OK) {
+        moe_error_take(sentence, sizeof sentence);
+        rc = moe_fail(rc, "%s: %.3000s", path, sentence);
+    }
+out:
+    if (values != NULL)
+        model_values_free(values, f->nkeys);
+    free(values);
+    free(text);
+    free(path);
+    return rc;
+}

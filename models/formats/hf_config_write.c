@@ -1,0 +1,133 @@
+/* Owns the writing of config.json for transformers 4 and 5. Keys that one of them spells differently are written in both ways.
+ * Threads: pure.
+ * Rule: what transformers' class does not compute is refused, never left out. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "models/family.h"
+#include "models/formats/hf_private.h"
+
+/* Always with a point or an exponent: the config classes check types, and 10000 is no float. */
+static void add_number(text_buf *t, const char *key, double x)
+{
+    char n[TEXT_NUMBER];
+    text_double(n, x);
+    text_printf(t, ",\n  \"%s\": %s%s", key, n, strpbrk(n, ".en") == NULL ? ".0" : "");
+}
+
+/* The shortest decimal that is this float: 1e-06, not 9.999999974752427e-07. */
+static void add_float(text_buf *t, const char *key, float x)
+{
+    char n[TEXT_NUMBER];
+    for (int digits = 1; digits <= 9; digits++) {
+        snprintf(n, sizeof n, "%.*g", digits, (double)x);
+        if (strtof(n, NULL) == x)
+            break;
+    }
+    add_number(t, key, strtod(n, NULL));
+}
+
+static void add_int(text_buf *t, const char *key, int64_t x) { text_printf(t, ",\n  \"%s\": %lld", key, (long long)x); }
+
+static void add_bool(text_buf *t, const char *key, bool x) { text_printf(t, ",\n  \"%s\": %s", key, x ? "true" : "false"); }
+
+static void add_raw(text_buf *t, const char *key, const char *x) { text_printf(t, ",\n  \"%s\": %s", key, x); }
+
+static moe_err check_exportable(const model_spec *m)
+{
+    const char *what = NULL;
+    if (m->F_shared > 0)
+        what = "a shared expert (shared_expert_intermediate_size)";
+    else if (m->correction_bias)
+        what = "a correction bias (use_correction_bias)";
+    else if (m->router.score != ROUTER_SOFTMAX)
+        what = "sigmoid scores (scoring_func)";
+    else if (m->router.groups_used < m->router.groups)
+        what = "groups of experts (n_group, topk_group)";
+    else if (m->router.scale != 1.0f)
+        what = "scaled weights (routed_scaling_factor)";
+    else if (strcmp(m->model_type, "olmoe") == 0 && spec_moe_layers(m) < m->L)
+        what = "dense layers (first_k_dense_replace)";
+    if (what != NULL)
+        return moe_fail(MOE_E_CONFIG, "a %s model with %s: transformers has no class that computes it, so it cannot be exported", m->model_type,
+                        what);
+    return MOE_OK;
+}
+
+static void add_common(text_buf *t, const model_spec *m, hf_dtype dtype)
+{
+    const char *type = dtype == HF_BF16 ? "\"bfloat16\"" : "\"float32\"";
+    add_bool(t, "attention_bias", false);
+    add_raw(t, "attention_dropout", "0.0");
+    add_raw(t, "bos_token_id", "null");
+    add_raw(t, "eos_token_id", "null");
+    add_raw(t, "pad_token_id", "null");
+    add_raw(t, "dtype", type);       /* transformers 5 */
+    add_raw(t, "torch_dtype", type); /* transformers 4 */
+    add_raw(t, "hidden_act", "\"silu\"");
+    add_int(t, "hidden_size", m->D);
+    add_number(t, "initializer_range", m->init_std);
+    add_int(t, "max_position_embeddings", m->max_positions);
+    add_bool(t, "norm_topk_prob", m->router.normalize || m->router.topk_first); /* softmax over the chosen: the same weights */
+    add_int(t, "num_attention_heads", m->H);
+    add_int(t, "num_experts", m->E);
+    add_int(t, "num_local_experts", m->E); /* transformers 5 */
+    add_int(t, "num_experts_per_tok", m->K);
+    add_int(t, "num_hidden_layers", m->L);
+    add_int(t, "num_key_value_heads", m->Hkv);
+    add_bool(t, "output_router_logits", false);
+    add_float(t, "rms_norm_eps", m->rms_eps);
+    add_raw(t, "rope_parameters", "{\"rope_type\": \"default\""); /* transformers 5 */
+    add_number(t, "rope_theta", m->rope_theta);
+    text_add(t, "}");
+    add_number(t, "rope_theta", m->rope_theta); /* transformers 4 */
+    add_raw(t, "rope_scaling", "null");
+    add_number(t, "router_aux_loss_coef", m->aux_coef);
+    add_bool(t, "tie_word_embeddings", m->tied);
+    add_bool(t, "use_cache", true);
+    add_int(t, "vocab_size", m->V);
+}
+
+static void add_qwen3_moe(text_buf *t, const model_spec *m)
+{
+    bool first = true;
+    add_int(t, "head_dim", m->hd);
+    add_int(t, "intermediate_size", m->F_dense);
+    add_int(t, "moe_intermediate_size", m->F);
+    add_int(t, "decoder_sparse_step", 1);
+    add_raw(t, "mlp_only_layers", "[");
+    for (int l = 0; l < m->L; l++)
+        if (!m->moe_layer[l]) {
+            text_printf(t, "%s%d", first ? "" : ", ", l);
+            first = false;
+        }
+    text_add(t, "]");
+    add_bool(t, "use_sliding_window", false);
+    add_raw(t, "sliding_window", "null");
+}
+
+static void add_olmoe(text_buf *t, const model_spec *m)
+{
+    add_int(t, "intermediate_size", m->F);
+    if (m->clip_qkv > 0)
+        add_float(t, "clip_qkv", m->clip_qkv);
+    else
+        add_raw(t, "clip_qkv", "null");
+}
+
+moe_err hf_config_text(text_buf *t, const model_spec *m, hf_dtype dtype)
+{
+    const model_family *f = model_family_find(m->model_type);
+    if (f == NULL)
+        return moe_fail(MOE_E_CONFIG, "model_type %s has no transformers class that is known here", m->model_type);
+    TRY(check_exportable(m));
+    text_printf(t, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"%s\"", f->architecture, f->model_type);
+    add_common(t, m, dtype);
+    if (strcmp(m->model_type, "qwen3_moe") == 0)
+        add_qwen3_moe(t, m);
+    else
+        add_olmoe(t, m);
+    text_add(t, "\n}\n");
+    return MOE_OK;
+}

@@ -1,0 +1,24 @@
+/* What the files of hf_*.c share. Private to models/formats. */
+#ifndef MOE_MODELS_FORMATS_HF_PRIVATE_H
+#define MOE_MODELS_FORMATS_HF_PRIVATE_H
+
+#include "engine/base/text.h"
+#include "models/formats/hf.h"
+
+#define HF_CONFIG "config.json"
+#define HF_SINGLE "model.safetensors"
+#define HF_INDEX "model.safetensors.index.json"
+
+/* "dir/name", malloc'ed. */
+moe_err hf_path(char **out, const char *dir, const char *name) MOE_MUST_CHECK;
+/* A whole small file, malloc'ed. MOE_E_NOINPUT when missing, MOE_E_DATA when longer than `limit`. */
+moe_err hf_read_text(const char *path, size_t limit, char **text, size_t *bytes) MOE_MUST_CHECK;
+
+/* config.json of a spec; MOE_E_CONFIG when transformers has no class that computes it. */
+moe_err hf_config_text(text_buf *out, const model_spec *m, hf_dtype dtype) MOE_MUST_CHECK;
+
+/* hf_writer_open with another size of shard than 5 GB, transformers' own default. */
+#define HF_SHARD_BYTES UINT64_C(5000000000)
+moe_err hf_writer_open_sharded(hf_writer **out, const char *dir, const model_spec *spec, hf_dtype dtype, uint64_t shard_bytes) MOE_MUST_CHECK;
+
+#endif

@@ -1,0 +1,121 @@
+/* Families: every default parses and builds, the rules of each class (which layers have experts, what null means), and what would
+ * change numbers but is not computed is refused by name. */
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "models/family.h"
+#include "tests/models/make_spec.h"
+
+Test(family, defaults_build)
+{
+    for (int i = 0; model_family_at(i) != NULL; i++) {
+        const model_family *f = model_family_at(i);
+        model_spec m;
+        cr_assert_eq(model_family_find(f->model_type), f);
+        cr_assert_eq(make_spec(&m, f->model_type, ""), MOE_OK, "%s: %s", f->model_type, moe_error_text());
+        cr_assert_str_eq(m.model_type, f->model_type);
+        cr_assert_eq(spec_moe_layers(&m), m.L);
+        cr_assert(m.F_shared == 0 && !m.correction_bias && m.router.groups == 1 && m.router.scale == 1.0f && !m.router.topk_first);
+        for (int k = 0; k < f->nkeys; k++)
+            for (int j = 0; j < k; j++)
+                cr_assert_neq(strcmp(f->keys[k].name, f->keys[j].name), 0, "%s twice", f->keys[k].name);
+    }
+    cr_assert_null(model_family_find("gpt2"));
+    cr_assert_null(model_family_at(-1));
+}
+
+Test(family, qwen3_moe_defaults)
+{
+    model_spec m;
+    cr_assert_eq(make_spec(&m, "qwen3_moe", ""), MOE_OK);
+    cr_assert(m.D == 2048 && m.L == 24 && m.V == 151936 && m.H == 32 && m.Hkv == 4 && m.hd == 64);
+    cr_assert(m.F == 768 && m.E == 128 && m.K == 8 && m.F_dense == 6144 && m.max_positions == 32768);
+    cr_assert(m.qk_norm == QK_NORM_HEAD && !m.tied && !m.router.normalize && m.rms_eps == 1e-6f && m.rope_theta == 10000.0);
+    cr_assert(m.init_std == 0.02 && m.aux_coef == 0.001 && m.clip_qkv == 0);
+}
+
+Test(family, olmoe_defaults)
+{
+    model_spec m;
+    cr_assert_eq(make_spec(&m, "olmoe", ""), MOE_OK);
+    cr_assert(m.D == 2048 && m.L == 16 && m.V == 50304 && m.H == 16 && m.Hkv == 16 && m.hd == 128);
+    cr_assert(m.F == 2048 && m.E == 64 && m.K == 8 && m.max_positions == 4096);
+    cr_assert(m.qk_norm == QK_NORM_FULL && !m.tied && !m.router.normalize && m.rms_eps == 1e-5f && m.rope_theta == 10000.0);
+    cr_assert(m.init_std == 0.02 && m.aux_coef == 0.01 && m.clip_qkv == 0);
+    cr_assert_eq(make_spec(&m, "olmoe", "clip_qkv=8.0"), MOE_OK);
+    cr_assert_eq(m.clip_qkv, 8.0f);
+}
+
+static void check_layers(const char *pairs, const char *expected)
+{
+    model_spec m;
+    char got[16] = "", text[256];
+    snprintf(text, sizeof text, "num_hidden_layers=6 %s", pairs);
+    cr_assert_eq(make_spec(&m, "qwen3_moe", text), MOE_OK, "%s: %s", pairs, moe_error_text());
+    for (int l = 0; l < m.L; l++)
+        strcat(got, m.moe_layer[l] ? "x" : "-");
+    cr_assert_str_eq(got, expected, "%s: %s, expected %s", pairs, got, expected);
+}
+
+Test(family, layers_with_experts)
+{
+    check_layers("", "xxxxxx");
+    check_layers("decoder_sparse_step=2", "-x-x-x");
+    check_layers("decoder_sparse_step=4", "---x--");
+    check_layers("decoder_sparse_step=7", "------");
+    check_layers("mlp_only_layers=[0,5]", "-xxxx-");
+    check_layers("mlp_only_layers=null", "xxxxxx");
+    check_layers("mlp_only_layers=[1] decoder_sparse_step=2", "---x-x");
+    check_layers("first_k_dense_replace=2", "--xxxx");
+    check_layers("first_k_dense_replace=2 decoder_sparse_step=3", "--x--x");
+    check_layers("num_experts=0", "------");
+}
+
+Test(family, router_variants)
+{
+    model_spec m;
+    cr_assert_eq(make_spec(&m, "qwen3_moe", "scoring_func=sigmoid use_correction_bias=true n_group=8 topk_group=4 routed_scaling_factor=2.5 "
+                                            "norm_topk_prob=true shared_expert_intermediate_size=2048 shared_expert_gate=true"),
+                 MOE_OK, "%s", moe_error_text());
+    cr_assert(m.router.score == ROUTER_SIGMOID && m.correction_bias && m.router.groups == 8 && m.router.groups_used == 4);
+    cr_assert(m.router.scale == 2.5f && m.router.normalize && m.F_shared == 2048 && m.shared_gate);
+    cr_assert_eq(make_spec(&m, "qwen3_moe", "topk_before_softmax=true n_group=null topk_group=null"), MOE_OK);
+    cr_assert(m.router.topk_first && m.router.groups == 1);
+}
+
+Test(family, refuses_by_name)
+{
+    static const struct {
+        const char *type, *pairs, *key;
+    } cases[] = {
+        {"qwen3_moe", "hidden_act=gelu", "hidden_act is \"gelu\""},
+        {"qwen3_moe", "attention_bias=true", "attention_bias is true"},
+        {"olmoe", "attention_bias=true", "attention_bias is true"},
+        {"qwen3_moe", "attention_dropout=0.1", "attention_dropout is 0.1"},
+        {"qwen3_moe", "use_sliding_window=true", "use_sliding_window is true"},
+        {"qwen3_moe", "scoring_func=tanh", "scoring_func is \"tanh\""},
+        {"qwen3_moe", "hidden_size=null", "hidden_size is null"},
+        {"qwen3_moe", "hidden_act=null", "hidden_act is null"},
+        {"qwen3_moe", "num_key_value_heads=null", "num_key_value_heads is null"},
+        {"olmoe", "clip_qkv=0", "clip_qkv is 0"},
+        {"olmoe", "clip_qkv=-1", "clip_qkv is -1"},
+        {"olmoe", "head_dim=64", "16 heads of 64"},
+        {"olmoe", "moe_intermediate_size=512", "moe_intermediate_size is 512"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        model_spec m;
+        cr_assert_eq(make_spec(&m, cases[i].type, cases[i].pairs), MOE_E_CONFIG, "%s was taken", cases[i].pairs);
+        cr_assert_not_null(strstr(moe_error_text(), cases[i].key), "%s: %s", cases[i].pairs, moe_error_text());
+    }
+}
+
+Test(family, a_wrong_default_is_found)
+{
+    const model_key keys[] = {{"a", MODEL_INT, "1.5", ""}, {"b", MODEL_NUMBER, "x", ""}, {"c", MODEL_BOOL, "yes", ""}, {"d", MODEL_INTS, "[1]", ""}};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        model_value v;
+        cr_assert_eq(model_value_default(&v, &keys[i]), MOE_E_CONFIG);
+    }
+}

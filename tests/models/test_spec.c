@@ -1,0 +1,226 @@
+/* Layouts and the tensor table: every tensor lies inside its section, none over another, each aligned; counts agree with the table and
+ * with published models; sizes out of range are refused by name. */
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/matmul.h"
+#include "models/spec.h"
+#include "tests/models/make_spec.h"
+
+static const char SIZES[] = "vocab_size=97 hidden_size=48 num_hidden_layers=3 num_attention_heads=4 num_key_value_heads=2 num_experts=6 "
+                            "num_experts_per_tok=2 intermediate_size=20 ";
+
+static const struct {
+    const char *type, *more;
+} VARIANTS[] = {
+    {"qwen3_moe", "moe_intermediate_size=20"},
+    {"qwen3_moe", "moe_intermediate_size=16 tie_word_embeddings=true head_dim=18"},
+    {"qwen3_moe", "moe_intermediate_size=33 mlp_only_layers=[1] head_dim=6"},
+    {"qwen3_moe", "moe_intermediate_size=7 decoder_sparse_step=2 shared_expert_intermediate_size=19"},
+    {"qwen3_moe", "moe_intermediate_size=7 first_k_dense_replace=1 shared_expert_intermediate_size=19 shared_expert_gate=true "
+                  "use_correction_bias=true scoring_func=sigmoid n_group=3 topk_group=2"},
+    {"olmoe", ""},
+    {"olmoe", "clip_qkv=2.5 tie_word_embeddings=true num_key_value_heads=1"},
+    {"olmoe", "first_k_dense_replace=2 moe_intermediate_size=11 use_correction_bias=true"},
+};
+
+static void make_variant(model_spec *m, size_t i)
+{
+    char text[512];
+    snprintf(text, sizeof text, "%s%s", SIZES, VARIANTS[i].more);
+    cr_assert_eq(make_spec(m, VARIANTS[i].type, text), MOE_OK, "%s", moe_error_text());
+}
+
+static size_t section_floats(const model_spec *m, const tensor_info *t)
+{
+    dense_layout d;
+    expert_layout x;
+    embed_layout e;
+    head_layout h;
+    switch (t->kind) {
+    case SECTION_EMBED: spec_embed_layout(m, &e); return e.floats;
+    case SECTION_DENSE: spec_dense_layout(m, t->layer, &d); return d.floats;
+    case SECTION_EXPERT: spec_expert_layout(m, &x); return x.floats;
+    case SECTION_HEAD: spec_head_layout(m, &h); return h.floats;
+    }
+    return 0;
+}
+
+static bool same_section(const tensor_info *a, const tensor_info *b)
+{
+    return a->kind == b->kind && a->layer == b->layer && a->expert == b->expert;
+}
+
+static void check_table(const model_spec *m)
+{
+    tensor_info *t;
+    int64_t n;
+    cr_assert_eq(spec_tensors(m, &t, &n), MOE_OK);
+    for (int64_t i = 0; i < n; i++) {
+        cr_assert_eq(t[i].id, i);
+        cr_assert_eq(t[i].offset % 16, 0, "%s at %zu", t[i].name, t[i].offset);
+        cr_assert_eq(t[i].floats % 16, 0, "%s", t[i].name);
+        cr_assert_leq(t[i].offset + t[i].floats, section_floats(m, &t[i]), "%s leaves its section", t[i].name);
+        cr_assert_geq(t[i].floats, (size_t)(t[i].rows * t[i].cols));
+        cr_assert_eq(t[i].panel_row % PANEL, 0);
+        cr_assert_eq(t[i].decay, t[i].layout != TENSOR_VECTOR);
+        cr_assert_eq(t[i].state, strstr(t[i].name, "correction_bias") != NULL);
+        for (int64_t j = i + 1; j < n; j++) {
+            cr_assert_neq(strcmp(t[i].name, t[j].name), 0, "%s twice", t[i].name);
+            if (same_section(&t[i], &t[j]))
+                cr_assert(t[i].offset + t[i].floats <= t[j].offset || t[j].offset + t[j].floats <= t[i].offset, "%s over %s", t[i].name,
+                          t[j].name);
+        }
+    }
+    free(t);
+}
+
+/* The floats of the sections are those of their tensors: nothing is left without an owner. */
+static void check_cover(const model_spec *m)
+{
+    tensor_info *t;
+    int64_t n;
+    size_t tensors = 0, sections = 0;
+    cr_assert_eq(spec_tensors(m, &t, &n), MOE_OK);
+    for (int64_t i = 0; i < n; i++) {
+        tensors += t[i].floats;
+        if (i == 0 || !same_section(&t[i - 1], &t[i]))
+            sections += section_floats(m, &t[i]);
+    }
+    cr_assert_eq(tensors, sections);
+    free(t);
+}
+
+static void check_counts(const model_spec *m)
+{
+    tensor_info *t;
+    int64_t n, all = 0, experts = 0;
+    cr_assert_eq(spec_tensors(m, &t, &n), MOE_OK);
+    for (int64_t i = 0; i < n; i++) {
+        all += t[i].state ? 0 : t[i].rows * t[i].cols;
+        experts += t[i].kind == SECTION_EXPERT ? t[i].rows * t[i].cols : 0;
+    }
+    cr_assert_eq(all, spec_parameters(m));
+    cr_assert_eq(experts, spec_expert_parameters(m));
+    cr_assert_lt(spec_active_parameters(m), all + (m->tied ? (int64_t)m->V * m->D : 0));
+    free(t);
+}
+
+static void check_expert_tensors(const model_spec *m)
+{
+    tensor_info *t, x[3];
+    int64_t n;
+    cr_assert_eq(spec_tensors(m, &t, &n), MOE_OK);
+    for (int64_t i = 0; i < n; i++) {
+        if (t[i].kind != SECTION_EXPERT || (i > 0 && same_section(&t[i - 1], &t[i])))
+            continue;
+        spec_expert_tensors(m, t[i].layer, t[i].expert, x);
+        for (int k = 0; k < 3; k++) {
+            cr_assert_str_eq(x[k].name, t[i + k].name);
+            cr_assert_eq(x[k].id, t[i + k].id, "%s: %u, %u", x[k].name, x[k].id, t[i + k].id);
+            cr_assert_eq(x[k].offset, t[i + k].offset);
+            cr_assert_eq(x[k].init_std, t[i + k].init_std);
+        }
+    }
+    free(t);
+}
+
+Test(spec, tables)
+{
+    for (size_t i = 0; i < sizeof VARIANTS / sizeof *VARIANTS; i++) {
+        model_spec m;
+        make_variant(&m, i);
+        check_table(&m);
+        check_cover(&m);
+        check_counts(&m);
+        check_expert_tensors(&m);
+    }
+}
+
+Test(spec, one_matrix_for_what_is_multiplied_together)
+{
+    model_spec m;
+    dense_layout d;
+    expert_layout x;
+    tensor_info *t;
+    int64_t n;
+    make_variant(&m, 2); /* H * hd = 24, Hkv * hd = 12, F = 33: each padded */
+    spec_dense_layout(&m, 0, &d);
+    spec_expert_layout(&m, &x);
+    cr_assert_eq(spec_tensors(&m, &t, &n), MOE_OK);
+    for (int64_t i = 0; i < n; i++) {
+        if (strcmp(t[i].name, "model.layers.0.self_attn.k_proj.weight") == 0)
+            cr_assert(t[i].panel_row == 32 && t[i].offset == (size_t)d.qkv + 32 * 48);
+        if (strcmp(t[i].name, "model.layers.0.self_attn.v_proj.weight") == 0)
+            cr_assert(t[i].panel_row == 48 && t[i].offset == (size_t)d.qkv + 48 * 48);
+        if (strcmp(t[i].name, "model.layers.2.mlp.experts.5.up_proj.weight") == 0)
+            cr_assert(t[i].panel_row == 48 && t[i].offset == (size_t)x.w1 + 48 * 48);
+    }
+    cr_assert_eq(spec_moe_layers(&m), 2);
+    cr_assert(spec_moe_index(&m, 0) == 0 && spec_moe_index(&m, 1) == -1 && spec_moe_index(&m, 2) == 1);
+    free(t);
+}
+
+Test(spec, published_models)
+{
+    model_spec m;
+    cr_assert_eq(make_spec(&m, "olmoe", "intermediate_size=1024"), MOE_OK, "%s", moe_error_text()); /* OLMoE-1B-7B-0924 */
+    cr_assert_eq(spec_parameters(&m), 6919161856);
+    cr_assert_eq(make_spec(&m, "qwen3_moe", "num_hidden_layers=48 head_dim=128 norm_topk_prob=true rope_theta=1000000.0"), MOE_OK, "%s",
+                 moe_error_text()); /* Qwen3-30B-A3B */
+    cr_assert_eq(spec_parameters(&m), 30532122624);
+}
+
+Test(spec, refuses_sizes_by_name)
+{
+    static const struct {
+        const char *pairs, *key;
+    } cases[] = {
+        {"hidden_size=0", "hidden_size"},
+        {"hidden_size=9223372036854775807", "hidden_size"},
+        {"hidden_size=-48", "hidden_size"},
+        {"vocab_size=0", "vocab_size"},
+        {"vocab_size=2147483648", "vocab_size"},
+        {"num_hidden_layers=0", "num_hidden_layers"},
+        {"num_hidden_layers=1025", "num_hidden_layers"},
+        {"num_attention_heads=0", "num_attention_heads"},
+        {"num_attention_heads=3", "num_attention_heads"},
+        {"num_key_value_heads=3", "num_attention_heads"},
+        {"num_key_value_heads=8", "num_key_value_heads"},
+        {"head_dim=7", "head_dim"},
+        {"head_dim=0", "head_dim"},
+        {"head_dim=1048576", "head_dim"},
+        {"num_experts=-1", "num_experts"},
+        {"num_experts_per_tok=7", "num_experts_per_tok"},
+        {"num_experts_per_tok=0", "num_experts_per_tok"},
+        {"moe_intermediate_size=0", "moe_intermediate_size"},
+        {"intermediate_size=0 mlp_only_layers=[0]", "intermediate_size"},
+        {"mlp_only_layers=[3]", "mlp_only_layers"},
+        {"mlp_only_layers=[-1]", "mlp_only_layers"},
+        {"decoder_sparse_step=0", "decoder_sparse_step"},
+        {"first_k_dense_replace=4", "first_k_dense_replace"},
+        {"rms_norm_eps=-1", "rms_norm_eps"},
+        {"rope_theta=0", "rope_theta"},
+        {"initializer_range=-0.1", "initializer_range"},
+        {"n_group=4", "n_group"},
+        {"n_group=6", "n_group"},
+        {"n_group=3 topk_group=4", "topk_group"},
+        {"n_group=3 topk_group=1 num_experts_per_tok=3", "num_experts_per_tok"},
+        {"scoring_func=sigmoid topk_before_softmax=true", "topk_before_softmax"},
+        {"routed_scaling_factor=0", "routed_scaling_factor"},
+        {"shared_expert_gate=true", "shared_expert_gate"},
+        {"shared_expert_intermediate_size=-1", "shared_expert_intermediate_size"},
+        {"num_experts=65536 num_hidden_layers=1024", "num_experts"},
+        {"max_position_embeddings=0", "max_position_embeddings"},
+        {"router_aux_loss_coef=-1", "router_aux_loss_coef"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[512];
+        model_spec m;
+        snprintf(text, sizeof text, "%smoe_intermediate_size=20 %s", SIZES, cases[i].pairs);
+        cr_assert_eq(make_spec(&m, "qwen3_moe", text), MOE_E_CONFIG, "%s was taken", cases[i].pairs);
+        cr_assert(strncmp(moe_error_text(), cases[i].key, strlen(cases[i].key)) == 0, "%s: %s", cases[i].pairs, moe_error_text());
+    }
+}
