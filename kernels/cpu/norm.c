@@ -10,19 +10,33 @@
 
 enum { GAIN_VECTORS = 4 }; /* 64 columns: four cache lines of a row, four chains in flight */
 
-SIMD size_t row_at(const rmsnorm_args *a, int64_t r, size_t ld)
+/* The rows r, r + 1, ... of a piece, without a division for each. */
+typedef struct row_walk {
+    size_t token;
+    int head;
+} row_walk;
+
+SIMD row_walk walk_from(const rmsnorm_args *a, int64_t r) { return (row_walk){(size_t)(r / a->heads), (int)(r % a->heads)}; }
+
+SIMD void walk_next(const rmsnorm_args *a, row_walk *w)
 {
-    return (size_t)(r / a->heads) * ld + (size_t)(r % a->heads) * (size_t)a->D;
+    if (++w->head == a->heads) {
+        w->head = 0;
+        w->token++;
+    }
 }
+
+SIMD size_t row_at(const rmsnorm_args *a, row_walk w, size_t ld) { return w.token * ld + (size_t)w.head * (size_t)a->D; }
 
 static void forward_rows(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const rmsnorm_args *a = ctx;
     const int D = a->D;
     (void)worker;
-    for (int64_t r = begin; r < end; r++) {
-        const float *x = a->x + row_at(a, r, a->ldx);
-        float *y = a->y + row_at(a, r, a->ldy);
+    row_walk w = walk_from(a, begin);
+    for (int64_t r = begin; r < end; r++, walk_next(a, &w)) {
+        const float *x = a->x + row_at(a, w, a->ldx);
+        float *y = a->y + row_at(a, w, a->ldy);
         v16 squares = v16_zero();
         for (int d = 0; d < D; d += V16) {
             const v16 v = row_load(x + d, D - d);
@@ -79,9 +93,10 @@ static void dx_rows(void *ctx, int64_t begin, int64_t end, int worker)
     const rmsnorm_args *a = ctx;
     const int D = a->D;
     (void)worker;
-    for (int64_t r = begin; r < end; r++) {
-        const float *x = a->x + row_at(a, r, a->ldx), *dy = a->dy + row_at(a, r, a->ldy);
-        float *dx = a->dx + row_at(a, r, a->ldx);
+    row_walk w = walk_from(a, begin);
+    for (int64_t r = begin; r < end; r++, walk_next(a, &w)) {
+        const float *x = a->x + row_at(a, w, a->ldx), *dy = a->dy + row_at(a, w, a->ldy);
+        float *dx = a->dx + row_at(a, w, a->ldx);
         const v16 inv = v16_set1(a->inv[r]);
         v16 sum = v16_zero();
         for (int d = 0; d < D; d += V16)

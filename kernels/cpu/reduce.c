@@ -6,7 +6,10 @@
 #include "kernels/cpu/simd.h"
 #include "kernels/tables.h"
 
-enum { ADD_GRAIN = 32768 }; /* elements: 256 KiB of both arrays, far above the cost of handing out a piece */
+enum {
+    ADD_GRAIN = 32768, /* elements: 256 KiB of both arrays, far above the cost of handing out a piece */
+    PREFETCH = 1024,   /* elements ahead: 4 KiB */
+};
 
 typedef struct squares_work {
     const float *x;
@@ -14,12 +17,14 @@ typedef struct squares_work {
     double *sum; /* [chunks] */
 } squares_work;
 
-/* Two accumulators would change the lanes, so the latency of one fma per 16 elements bounds this: 4 cycles for 64 bytes, above any memory. */
+/* Two accumulators would change the lanes, so the latency of one fma per 16 elements bounds this: 4 cycles for 64 bytes, above any
+ * memory. The prefetch keeps enough lines in flight beside the conversions (one thread: from 75 % of a plain read to level with it). */
 static double chunk_squares(const float *x, size_t n)
 {
     d16 lane = d16_zero();
     size_t i = 0;
     for (; i + V16 <= n; i += V16) {
+        _mm_prefetch((const char *)(x + i + PREFETCH), _MM_HINT_T0);
         const d16 d = d16_from_v16(v16_load(x + i));
         lane = d16_fma(d, d, lane);
     }
