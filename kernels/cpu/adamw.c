@@ -7,8 +7,8 @@
 #include "kernels/tables.h"
 
 enum {
-    STEPS_PER_PASS = 64,  /* scalars on the stack; past it a second pass over memory costs little against 64 divisions */
-    ADAMW_GRAIN = 16384,  /* elements: 448 KiB read and written, ~30 us */
+    STEPS_PER_PASS = 64, /* scalars on the stack; past it a second pass over memory costs little against 64 divisions */
+    ADAMW_GRAIN = 16384, /* elements: 448 KiB read and written, ~30 us */
 };
 
 typedef struct pass {

@@ -114,7 +114,8 @@ SIMD void combine_block(const combine_args *a, size_t t, size_t d, int vectors, 
     }
     for (int j = 0; j < vectors; j++) {
         const size_t at = t * D + d + (size_t)(j * V16);
-        row_store(a->out + at, a->base != NULL ? v16_add(sum[j], row_load(a->base + at, left - j * V16)) : sum[j], left - j * V16);
+        row_store(a->out + at, a->base != NULL ? v16_add(sum[j], row_load(a->base + at, left - j * V16)) : sum[j],
+                  left - j * V16);
     }
 }
 

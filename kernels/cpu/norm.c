@@ -100,7 +100,8 @@ static void dx_rows(void *ctx, int64_t begin, int64_t end, int worker)
         const v16 inv = v16_set1(a->inv[r]);
         v16 sum = v16_zero();
         for (int d = 0; d < D; d += V16)
-            sum = v16_fma(v16_mul(row_load(dy + d, D - d), row_load(a->gain + d, D - d)), v16_mul(row_load(x + d, D - d), inv), sum);
+            sum = v16_fma(v16_mul(row_load(dy + d, D - d), row_load(a->gain + d, D - d)), v16_mul(row_load(x + d, D - d), inv),
+                          sum);
         const v16 c = v16_set1(v16_sum(sum) / (float)D);
         for (int d = 0; d < D; d += V16) {
             const v16 g = v16_mul(row_load(dy + d, D - d), row_load(a->gain + d, D - d));

@@ -41,8 +41,10 @@ SIMD void multiply(i16 a, uint32_t m, i16 *high, i16 *low)
     const __m256i by = _mm256_set1_epi32((int32_t)m);
     const __m256i even0 = _mm256_mul_epu32(a.lo, by), odd0 = _mm256_mul_epu32(_mm256_srli_epi64(a.lo, 32), by);
     const __m256i even1 = _mm256_mul_epu32(a.hi, by), odd1 = _mm256_mul_epu32(_mm256_srli_epi64(a.hi, 32), by);
-    *high = (i16){_mm256_blend_epi32(_mm256_srli_epi64(even0, 32), odd0, 0xaa), _mm256_blend_epi32(_mm256_srli_epi64(even1, 32), odd1, 0xaa)};
-    *low = (i16){_mm256_blend_epi32(even0, _mm256_slli_epi64(odd0, 32), 0xaa), _mm256_blend_epi32(even1, _mm256_slli_epi64(odd1, 32), 0xaa)};
+    *high = (i16){_mm256_blend_epi32(_mm256_srli_epi64(even0, 32), odd0, 0xaa),
+                  _mm256_blend_epi32(_mm256_srli_epi64(even1, 32), odd1, 0xaa)};
+    *low = (i16){_mm256_blend_epi32(even0, _mm256_slli_epi64(odd0, 32), 0xaa),
+                 _mm256_blend_epi32(even1, _mm256_slli_epi64(odd1, 32), 0xaa)};
 #endif
 }
 

@@ -47,7 +47,8 @@ static void squares_chunks(void *ctx, int64_t begin, int64_t end, int worker)
 
 moe_err ISA(sum_squares)(const sum_squares_args *a, moe_stream *s)
 {
-    const size_t round = moe_pool_scratch_bytes(s->pool) / sizeof(double) * SUM_SQUARES_CHUNK; /* elements whose sums fit the scratch */
+    const size_t round =
+        moe_pool_scratch_bytes(s->pool) / sizeof(double) * SUM_SQUARES_CHUNK; /* elements whose sums fit the scratch */
     double sum = 0.0;
     for (size_t at = 0; at < a->n; at += round) {
         squares_work k = {a->x + at, a->n - at < round ? a->n - at : round, moe_pool_scratch(s->pool, 0)};
@@ -68,7 +69,8 @@ static void add_elements(void *ctx, int64_t begin, int64_t end, int worker)
     for (; i + V16 <= end; i += V16)
         v16_store(a->y + i, v16_add(v16_load(a->y + i), v16_load(a->x + i)));
     if (i < end)
-        v16_store_n(a->y + i, v16_add(v16_load_n(a->y + i, (int)(end - i)), v16_load_n(a->x + i, (int)(end - i))), (int)(end - i));
+        v16_store_n(a->y + i, v16_add(v16_load_n(a->y + i, (int)(end - i)), v16_load_n(a->x + i, (int)(end - i))),
+                    (int)(end - i));
 }
 
 moe_err ISA(add)(const add_args *a, moe_stream *s)

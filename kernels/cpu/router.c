@@ -33,7 +33,8 @@ static float row_probs(float *p, const float *l, int E, router_score score)
     const float S = v16_sum(sum);
     for (int e = 0; e < E; e += V16)
         row_store(p + e,
-                  score == ROUTER_SOFTMAX ? v16_div(row_load(p + e, E - e), v16_set1(S)) : v16_sigmoid(row_load(l + e, E - e)), E - e);
+                  score == ROUTER_SOFTMAX ? v16_div(row_load(p + e, E - e), v16_set1(S)) : v16_sigmoid(row_load(l + e, E - e)),
+                  E - e);
     return m + moe_logf(S);
 }
 

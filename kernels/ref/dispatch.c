@@ -10,12 +10,13 @@
 static moe_err check_ids(const dispatch_args *a)
 {
     if (a->K > 0 && a->T > INT32_MAX / a->K)
-        return moe_fail(MOE_E_CONFIG, "dispatch: %lld tokens x %d choices are too many rows, at most %d; use smaller micro-batches",
+        return moe_fail(MOE_E_CONFIG,
+                        "dispatch: %lld tokens x %d choices are too many rows, at most %d; use smaller micro-batches",
                         (long long)a->T, a->K, INT32_MAX);
     for (int64_t i = 0; i < a->T * a->K; i++)
         if (a->ids[i] < 0 || a->ids[i] >= a->E)
-            return moe_fail(MOE_E_DATA, "dispatch: token %lld, choice %d: expert %d does not exist, expected 0 to %d", (long long)(i / a->K),
-                            (int)(i % a->K), (int)a->ids[i], a->E - 1);
+            return moe_fail(MOE_E_DATA, "dispatch: token %lld, choice %d: expert %d does not exist, expected 0 to %d",
+                            (long long)(i / a->K), (int)(i % a->K), (int)a->ids[i], a->E - 1);
     return MOE_OK;
 }
 

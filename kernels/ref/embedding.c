@@ -9,8 +9,8 @@ static moe_err check_ids(const embedding_args *a)
 {
     for (int64_t t = 0; t < a->T; t++)
         if (a->id[t] < 0 || a->id[t] >= a->V)
-            return moe_fail(MOE_E_DATA, "embedding: token %lld has id %d, expected 0 to %d (the vocabulary)", (long long)t, (int)a->id[t],
-                            a->V - 1);
+            return moe_fail(MOE_E_DATA, "embedding: token %lld has id %d, expected 0 to %d (the vocabulary)", (long long)t,
+                            (int)a->id[t], a->V - 1);
     return MOE_OK;
 }
 

@@ -18,7 +18,8 @@ moe_err router_check(const router_args *a)
     if (rule->groups < 1 || a->E % rule->groups != 0)
         return moe_fail(MOE_E_CONFIG, "router: %d experts do not divide into %d groups", a->E, rule->groups);
     if (rule->groups_used < 1 || rule->groups_used > rule->groups || a->K > rule->groups_used * (a->E / rule->groups))
-        return moe_fail(MOE_E_CONFIG, "router: %d experts per token from %d of %d groups of %d experts; expected at most %d groups with room",
+        return moe_fail(MOE_E_CONFIG,
+                        "router: %d experts per token from %d of %d groups of %d experts; expected at most %d groups with room",
                         a->K, rule->groups_used, rule->groups, a->E / rule->groups, rule->groups);
     if (rule->scale == 0.0f)
         return moe_fail(MOE_E_CONFIG, "router: the scale of the weights is 0; expected another number (1 for no scaling)");

@@ -34,13 +34,20 @@ static void state_same(const char *where, const state *got, const state *want)
 static void steps_fill(adamw_step *steps, int n, double beta1)
 {
     for (int j = 0; j < n; j++)
-        steps[j] = (adamw_step){.step = (uint64_t)j + 1, .lr = 1e-2 / (j + 1), .beta1 = beta1, .beta2 = 0.95, .eps = 1e-8,
-                                .weight_decay = 0.1, .clip = j == 0 ? 0.37 : 1.0};
+        steps[j] = (adamw_step){.step = (uint64_t)j + 1,
+                                .lr = 1e-2 / (j + 1),
+                                .beta1 = beta1,
+                                .beta2 = 0.95,
+                                .eps = 1e-8,
+                                .weight_decay = 0.1,
+                                .clip = j == 0 ? 0.37 : 1.0};
 }
 
-static void apply(const moe_backend *b, moe_stream *s, state *x, const float *grad, const adamw_step *steps, int nsteps, bool decay)
+static void apply(const moe_backend *b, moe_stream *s, state *x, const float *grad, const adamw_step *steps, int nsteps,
+                  bool decay)
 {
-    const adamw_args a = {.w = x->w, .m = x->m, .v = x->v, .grad = grad, .steps = steps, .nsteps = nsteps, .n = x->n, .decay = decay};
+    const adamw_args a = {
+        .w = x->w, .m = x->m, .v = x->v, .grad = grad, .steps = steps, .nsteps = nsteps, .n = x->n, .decay = decay};
     cr_assert_eq(b->adamw(&a, s), MOE_OK);
 }
 
@@ -48,9 +55,15 @@ enum { MANY = 130 }; /* more than two passes of the fast version */
 
 static void same_bits(const moe_backend *b, moe_stream *s, const char *where, void *ctx)
 {
-    static const struct { size_t n; int steps; bool grad, decay; double beta1; } cases[] = {
-        {0, 1, true, true, 0.9}, {1, 1, true, true, 0.9}, {15, 2, true, false, 0.9}, {16, 1, false, true, 0.9}, {17, MANY, true, true, 0.9},
-        {16384, 1, true, true, 0.4}, {33000, 3, true, true, 0.9}, {1000, 64, false, true, 0.4}, {1000, 65, true, true, 0.9}, {40, 0, true, true, 0.9},
+    static const struct {
+        size_t n;
+        int steps;
+        bool grad, decay;
+        double beta1;
+    } cases[] = {
+        {0, 1, true, true, 0.9},     {1, 1, true, true, 0.9},     {15, 2, true, false, 0.9},   {16, 1, false, true, 0.9},
+        {17, MANY, true, true, 0.9}, {16384, 1, true, true, 0.4}, {33000, 3, true, true, 0.9}, {1000, 64, false, true, 0.4},
+        {1000, 65, true, true, 0.9}, {40, 0, true, true, 0.9},
     };
     (void)ctx;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -94,8 +107,13 @@ static void pytorch_run(const moe_backend *b, moe_stream *s, const char *where, 
         for (int i = 0; i < PYTORCH_N; i++)
             x.w[i] = (float)(i * 29 % 31 - 15) / 16;
         for (int j = 0; j < PYTORCH_STEPS; j++) {
-            const adamw_step step = {.step = (uint64_t)j + 1, .lr = p->lr, .beta1 = p->beta1, .beta2 = p->beta2, .eps = p->eps,
-                                     .weight_decay = p->decay, .clip = 1.0};
+            const adamw_step step = {.step = (uint64_t)j + 1,
+                                     .lr = p->lr,
+                                     .beta1 = p->beta1,
+                                     .beta2 = p->beta2,
+                                     .eps = p->eps,
+                                     .weight_decay = p->decay,
+                                     .clip = 1.0};
             for (int i = 0; i < PYTORCH_N; i++)
                 x.grad[i] = (float)((i * 37 + j * 11) % 23 - 11) / 8 * ldexpf(1.0f, -(i % 5));
             apply(b, s, &x, j % 4 != 3 ? x.grad : NULL, &step, 1, true);
@@ -135,7 +153,8 @@ Test(adamw, formula_in_double)
         for (int i = 0; i < N; i++) {
             /* each step rounds w twice (|w| < 1) and a term of at most about 2 lr in 10 places, its inputs being off by 4 j roundings */
             const double bound = j * 0x1p-24 * (2.0 + 2 * lr * (10 + 4 * j));
-            cr_assert(fabs((double)x.w[i] - w[i]) <= bound, "step %d, element %d: got %.9g, expected %.9g", j, i, (double)x.w[i], w[i]);
+            cr_assert(fabs((double)x.w[i] - w[i]) <= bound, "step %d, element %d: got %.9g, expected %.9g", j, i, (double)x.w[i],
+                      w[i]);
         }
     }
     state_free(&x);

@@ -32,8 +32,15 @@ static void routing_free(routing *r) { free(r->ids), free(r->offset), free(r->ro
 
 static moe_err routing_run(const moe_backend *b, moe_stream *s, routing *r)
 {
-    return b->dispatch(&(dispatch_args){.ids = r->ids, .offset = r->offset, .row_token = r->row_token, .row_slot = r->row_slot,
-                                        .row_of = r->row_of, .T = r->T, .E = r->E, .K = r->K}, s);
+    return b->dispatch(&(dispatch_args){.ids = r->ids,
+                                        .offset = r->offset,
+                                        .row_token = r->row_token,
+                                        .row_slot = r->row_slot,
+                                        .row_of = r->row_of,
+                                        .T = r->T,
+                                        .E = r->E,
+                                        .K = r->K},
+                       s);
 }
 
 static void routing_check(const char *where, const routing *r)
@@ -47,7 +54,8 @@ static void routing_check(const char *where, const routing *r)
             cr_assert_eq(r->ids[slot], e, "%s: row %d of expert %d was routed to %d", where, row, e, r->ids[slot]);
             cr_assert_eq(r->row_token[row], slot / r->K, "%s: token of row %d", where, row);
             cr_assert_eq(r->row_of[slot], row, "%s: row of slot %d", where, slot);
-            cr_assert(row == r->offset[e] || r->row_token[row - 1] < r->row_token[row], "%s: row %d is not in token order", where, row);
+            cr_assert(row == r->offset[e] || r->row_token[row - 1] < r->row_token[row], "%s: row %d is not in token order", where,
+                      row);
         }
 }
 
@@ -64,7 +72,10 @@ static void permutation(const moe_backend *b, moe_stream *s, const char *where, 
         free(want);
         routing_free(&r);
     }
-    static const struct { int64_t T; int E, K; } large[] = {{20000, 128, 4}, {50001, 1, 1}, {9000, 6, 6}, {100, 1000, 1}};
+    static const struct {
+        int64_t T;
+        int E, K;
+    } large[] = {{20000, 128, 4}, {50001, 1, 1}, {9000, 6, 6}, {100, 1000, 1}};
     for (size_t i = 0; i < sizeof large / sizeof large[0]; i++) { /* several blocks of tokens */
         routing r = routing_new(large[i].T, large[i].E, large[i].K);
         for (int64_t t = 0; t < r.T; t++)
@@ -117,7 +128,8 @@ static void combine_case(const moe_backend *b, moe_stream *s, const char *where,
     routing r = routing_new(T, p->E, p->K);
     test_route(p, r.ids, r.offset, 4);
     cr_assert_eq(routing_run(test_reference(), test_stream(), &r), MOE_OK);
-    float *src = test_new_filled((size_t)T * (D + 2), 1), *rows = test_new(N * D, false), *out = test_new_filled((size_t)T * D, 2);
+    float *src = test_new_filled((size_t)T * (D + 2), 1), *rows = test_new(N * D, false),
+          *out = test_new_filled((size_t)T * D, 2);
     float *weight = test_new_filled(N, 3), *other = test_new_filled((size_t)T * D, 4), *want = test_new(N * D, false);
     const gather_args g = {.dst = rows, .src = src, .row_token = r.row_token, .ld = D + 2, .n = (int64_t)N, .D = p->D};
     cr_assert_eq(b->gather(&g, s), MOE_OK);
@@ -131,7 +143,13 @@ static void combine_case(const moe_backend *b, moe_stream *s, const char *where,
                 sum = fmaf(weighted ? weight[slot] : 1.0f, rows[(size_t)r.row_of[slot] * D + d], sum);
             want[t * D + d] = add != NULL ? add[t * D + d] + sum : sum;
         }
-    const combine_args c = {.out = out, .base = add, .rows = rows, .row_of = r.row_of, .weight = weighted ? weight : NULL, .T = T, .K = p->K,
+    const combine_args c = {.out = out,
+                            .base = add,
+                            .rows = rows,
+                            .row_of = r.row_of,
+                            .weight = weighted ? weight : NULL,
+                            .T = T,
+                            .K = p->K,
                             .D = p->D};
     cr_assert_eq(b->combine(&c, s), MOE_OK);
     test_same(where, out, want, (size_t)T, D, D);

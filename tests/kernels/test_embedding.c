@@ -11,7 +11,8 @@ static int32_t *token_ids(int64_t T, int V)
 {
     int32_t *id = malloc(((size_t)T + 1) * sizeof *id);
     for (int64_t t = 0; t < T; t++)
-        id[t] = (int32_t)(test_bits(9, (uint64_t)t) % (uint64_t)(V / 2 + 1)) + (t % 3 == 0 ? V - V / 2 - 1 : 0); /* many repeats, the last id too */
+        id[t] = (int32_t)(test_bits(9, (uint64_t)t) % (uint64_t)(V / 2 + 1)) +
+                (t % 3 == 0 ? V - V / 2 - 1 : 0); /* many repeats, the last id too */
     return id;
 }
 
@@ -19,7 +20,8 @@ static void embedding_case(const moe_backend *b, moe_stream *s, const char *wher
 {
     const size_t width = (size_t)D, cells = (size_t)V * width;
     int32_t *id = token_ids(T, V);
-    float *table = test_new_filled(cells, 1), *x = test_new(((size_t)T) * width, false), *dx = test_new_filled((size_t)T * width, 2);
+    float *table = test_new_filled(cells, 1), *x = test_new(((size_t)T) * width, false),
+          *dx = test_new_filled((size_t)T * width, 2);
     float *want = test_new_filled(cells, 3), *got = test_new_filled(cells, 3), *back = test_new(cells, false);
     float *panels = test_new(panel_floats(V, D), true), *want_x = test_new((size_t)T * width, false);
     for (size_t t = 0; t < (size_t)T; t++)
@@ -48,7 +50,8 @@ static void embedding_case(const moe_backend *b, moe_stream *s, const char *wher
         for (int64_t d = 0; d < D; d++)
             cr_assert_eq(panels[panel_index(n, d, D)], 0.0f, "%s: the pad was written", where);
     free(id);
-    test_free(table), test_free(x), test_free(dx), test_free(want), test_free(got), test_free(back), test_free(panels), test_free(want_x);
+    test_free(table), test_free(x), test_free(dx), test_free(want), test_free(got), test_free(back), test_free(panels),
+        test_free(want_x);
 }
 
 static void same_bits(const moe_backend *b, moe_stream *s, const char *where, void *ctx)

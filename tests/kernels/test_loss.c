@@ -74,8 +74,8 @@ Test(loss, formula_in_double)
     cr_assert(fabs((double)loss - want) <= rel + 3 * 16 * 0x1p-24, "got %.9g, expected %.9g", (double)loss, want);
     for (int v = 0; v < V; v++) {
         const double p = e[v] / sum, d = (p - (v == target)) * 0.25;
-        cr_assert(fabs((double)logits[v] - d) <= (rel + 14 * 0x1p-24) * 0.25 * p + 2 * 0x1p-24 * fabs(d), "dlogits[%d]: got %.9g, expected %.9g", v,
-                  (double)logits[v], d);
+        cr_assert(fabs((double)logits[v] - d) <= (rel + 14 * 0x1p-24) * 0.25 * p + 2 * 0x1p-24 * fabs(d),
+                  "dlogits[%d]: got %.9g, expected %.9g", v, (double)logits[v], d);
     }
     test_free(logits);
 }
@@ -89,7 +89,8 @@ static void wrong_target(const moe_backend *b, moe_stream *s, const char *where,
         float *logits = test_new_filled(30 * 50, 1), *kept = test_new_filled(30 * 50, 1), *loss = test_new(30, false);
         char says[64];
         target[21] = bad[i], target[25] = -3;
-        const cross_entropy_args a = {.logits = logits, .loss = loss, .target = target, .ld = 50, .T = 30, .V = 50, .scale = 1.0f};
+        const cross_entropy_args a = {
+            .logits = logits, .loss = loss, .target = target, .ld = 50, .T = 30, .V = 50, .scale = 1.0f};
         cr_assert_eq(b->cross_entropy(&a, s), MOE_E_DATA, "%s", where);
         snprintf(says, sizeof says, "token 21 has target %d,", (int)bad[i]);
         cr_assert_not_null(strstr(moe_error_text(), says), "%s: \"%s\"", where, moe_error_text());
@@ -107,7 +108,8 @@ static void odd_logits(const moe_backend *b, moe_stream *s, const char *where, v
     for (int at = 0; at < 70; at++) {
         float *logits = test_new_filled(70, 1), loss = 0.0f;
         const int32_t target = 3;
-        const cross_entropy_args a = {.logits = logits, .loss = &loss, .target = &target, .ld = 70, .T = 1, .V = 70, .scale = 0.0f};
+        const cross_entropy_args a = {
+            .logits = logits, .loss = &loss, .target = &target, .ld = 70, .T = 1, .V = 70, .scale = 0.0f};
         logits[at] = 1e30f;
         cr_assert_eq(b->cross_entropy(&a, s), MOE_OK);
         cr_assert(isfinite(loss), "%s: a logit of 1e30 gives %g", where, (double)loss);

@@ -31,13 +31,26 @@ static norm_case case_new(int64_t T, int heads, int D)
 
 static void case_free(norm_case *c)
 {
-    test_free(c->x), test_free(c->y), test_free(c->inv), test_free(c->gain), test_free(c->dy), test_free(c->dx), test_free(c->dgain);
+    test_free(c->x), test_free(c->y), test_free(c->inv), test_free(c->gain), test_free(c->dy), test_free(c->dx),
+        test_free(c->dgain);
 }
 
 static rmsnorm_args case_args(norm_case *c, bool accumulate)
 {
-    return (rmsnorm_args){.y = c->y, .inv = c->inv, .x = c->x, .gain = c->gain, .dy = c->dy, .dx = c->dx, .dgain = c->dgain, .ldx = c->ldx,
-                          .ldy = c->ldy, .T = c->T, .heads = c->heads, .D = c->D, .eps = 1e-6f, .accumulate = accumulate};
+    return (rmsnorm_args){.y = c->y,
+                          .inv = c->inv,
+                          .x = c->x,
+                          .gain = c->gain,
+                          .dy = c->dy,
+                          .dx = c->dx,
+                          .dgain = c->dgain,
+                          .ldx = c->ldx,
+                          .ldy = c->ldy,
+                          .T = c->T,
+                          .heads = c->heads,
+                          .D = c->D,
+                          .eps = 1e-6f,
+                          .accumulate = accumulate};
 }
 
 static void case_run(const moe_backend *b, moe_stream *s, norm_case *c, bool accumulate)
@@ -131,8 +144,8 @@ Test(norm, formula_and_finite_differences)
         const double slope = (up - norm_value(x, gain, c.dy, D, (double)1e-6f)) / (2 * h);
         x[d] = keep;
         /* differences: h^2 plus 1e-16 / h, below 1e-8; the kernel: 20 roundings of terms that sum to at most absolute * inv */
-        cr_assert(fabs((double)c.dx[d] - slope) <= 1e-8 * absolute + 20 * 0x1p-24 * absolute * inv, "dx[%d]: got %.9g, expected %.9g", d,
-                  (double)c.dx[d], slope);
+        cr_assert(fabs((double)c.dx[d] - slope) <= 1e-8 * absolute + 20 * 0x1p-24 * absolute * inv,
+                  "dx[%d]: got %.9g, expected %.9g", d, (double)c.dx[d], slope);
         const double dgain = (double)c.dy[d] * x[d] * inv;
         cr_assert(fabs((double)c.dgain[d] - dgain) <= (bound + 2 * 0x1p-24) * fabs(dgain), "dgain[%d]", d);
     }

@@ -11,7 +11,10 @@
 /* The known answers of Random123 (kat_vectors, philox4x32 10). */
 Test(random, philox_known_answers)
 {
-    static const struct { uint64_t seed, element; uint32_t tensor, step, want[4]; } known[] = {
+    static const struct {
+        uint64_t seed, element;
+        uint32_t tensor, step, want[4];
+    } known[] = {
         {0, 0, 0, 0, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
         {~0ull, ~0ull, ~0u, ~0u, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
         {0x299f31d0a4093822, 0x85a308d3243f6a88, 0x13198a2e, 0x03707344, {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
@@ -20,7 +23,8 @@ Test(random, philox_known_answers)
         uint32_t got[4];
         random_words(got, (random_key){known[i].seed, known[i].tensor, known[i].step}, known[i].element);
         for (int j = 0; j < 4; j++)
-            cr_assert_eq(got[j], known[i].want[j], "vector %zu, word %d: got %08x, expected %08x", i, j, got[j], known[i].want[j]);
+            cr_assert_eq(got[j], known[i].want[j], "vector %zu, word %d: got %08x, expected %08x", i, j, got[j],
+                         known[i].want[j]);
     }
 }
 

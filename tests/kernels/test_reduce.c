@@ -6,7 +6,8 @@
 
 #include "tests/kernels/harness.h"
 
-static const size_t sizes[] = {0, 1, 15, 16, 17, 1000, SUM_SQUARES_CHUNK - 1, SUM_SQUARES_CHUNK, SUM_SQUARES_CHUNK + 1, 3 * SUM_SQUARES_CHUNK + 37};
+static const size_t sizes[] = {
+    0, 1, 15, 16, 17, 1000, SUM_SQUARES_CHUNK - 1, SUM_SQUARES_CHUNK, SUM_SQUARES_CHUNK + 1, 3 * SUM_SQUARES_CHUNK + 37};
 enum { SIZES = sizeof sizes / sizeof sizes[0] };
 
 static void same_sum(const moe_backend *b, moe_stream *s, const char *where, void *ctx)
@@ -36,8 +37,8 @@ Test(reduce, sum_squares_is_the_sum)
         cr_assert_eq(test_reference()->sum_squares(&(sum_squares_args){&got, x, sizes[i]}, s), MOE_OK);
         /* exact squares; each term passes at most chunk/16 + 4 + chunks additions; denormals (below 2^-126 each) count as zero */
         const double depth = SUM_SQUARES_CHUNK / 16 + 4 + (double)sizes[i] / SUM_SQUARES_CHUNK + 1;
-        cr_assert(fabsl((long double)got - want) <= depth * 0x1p-53L * want + (long double)sizes[i] * 0x1p-252L, "%zu elements: got %a",
-                  sizes[i], got);
+        cr_assert(fabsl((long double)got - want) <= depth * 0x1p-53L * want + (long double)sizes[i] * 0x1p-252L,
+                  "%zu elements: got %a", sizes[i], got);
         test_free(x);
     }
 }

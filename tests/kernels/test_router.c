@@ -10,11 +10,11 @@
 #include "tests/kernels/harness.h"
 
 static const router_rule rules[] = {
-    {.score = ROUTER_SOFTMAX, .scale = 1.0f, .groups = 1, .groups_used = 1},                                         /* OLMoE       */
-    {.score = ROUTER_SOFTMAX, .normalize = true, .scale = 1.0f, .groups = 1, .groups_used = 1},                      /* Qwen3-MoE   */
-    {.score = ROUTER_SOFTMAX, .topk_first = true, .scale = 1.0f, .groups = 1, .groups_used = 1},                     /* Mixtral     */
-    {.score = ROUTER_SIGMOID, .normalize = true, .scale = 2.5f, .groups = 1, .groups_used = 1},                      /* GLM-4.5     */
-    {.score = ROUTER_SIGMOID, .normalize = true, .scale = 2.5f, .groups = 4, .groups_used = 2},                      /* DeepSeek-V3 */
+    {.score = ROUTER_SOFTMAX, .scale = 1.0f, .groups = 1, .groups_used = 1},                     /* OLMoE       */
+    {.score = ROUTER_SOFTMAX, .normalize = true, .scale = 1.0f, .groups = 1, .groups_used = 1},  /* Qwen3-MoE   */
+    {.score = ROUTER_SOFTMAX, .topk_first = true, .scale = 1.0f, .groups = 1, .groups_used = 1}, /* Mixtral     */
+    {.score = ROUTER_SIGMOID, .normalize = true, .scale = 2.5f, .groups = 1, .groups_used = 1},  /* GLM-4.5     */
+    {.score = ROUTER_SIGMOID, .normalize = true, .scale = 2.5f, .groups = 4, .groups_used = 2},  /* DeepSeek-V3 */
     {.score = ROUTER_SIGMOID, .scale = 1.5f, .groups = 1, .groups_used = 1},
     {.score = ROUTER_SIGMOID, .topk_first = true, .scale = 0.5f, .groups = 1, .groups_used = 1},
     {.score = ROUTER_SOFTMAX, .normalize = true, .topk_first = true, .scale = 3.0f, .groups = 2, .groups_used = 1},
@@ -42,25 +42,39 @@ static routing routing_new(int64_t T, int E, int K)
 
 static void routing_free(routing *r)
 {
-    test_free(r->logits), test_free(r->bias), test_free(r->probs), test_free(r->lse), test_free(r->weights), test_free(r->dweights);
+    test_free(r->logits), test_free(r->bias), test_free(r->probs), test_free(r->lse), test_free(r->weights),
+        test_free(r->dweights);
     test_free(r->dprobs), test_free(r->dlogits);
     free(r->ids);
 }
 
 static router_args routing_args(routing *r, const router_rule *rule, bool bias, bool losses)
 {
-    return (router_args){.logits = r->logits, .bias = bias ? r->bias : NULL, .probs = r->probs, .lse = r->lse, .ids = r->ids, .weights = r->weights,
-                         .dweights = r->dweights, .dprobs = losses ? r->dprobs : NULL, .dz = losses ? 0.01f : 0.0f, .dlogits = r->dlogits,
-                         .T = r->T, .E = r->E, .K = r->K, .rule = *rule};
+    return (router_args){.logits = r->logits,
+                         .bias = bias ? r->bias : NULL,
+                         .probs = r->probs,
+                         .lse = r->lse,
+                         .ids = r->ids,
+                         .weights = r->weights,
+                         .dweights = r->dweights,
+                         .dprobs = losses ? r->dprobs : NULL,
+                         .dz = losses ? 0.01f : 0.0f,
+                         .dlogits = r->dlogits,
+                         .T = r->T,
+                         .E = r->E,
+                         .K = r->K,
+                         .rule = *rule};
 }
 
-static void same_case(const moe_backend *b, moe_stream *s, const char *where, int64_t T, int E, int K, const router_rule *rule, int variant)
+static void same_case(const moe_backend *b, moe_stream *s, const char *where, int64_t T, int E, int K, const router_rule *rule,
+                      int variant)
 {
     routing got = routing_new(T, E, K), want = routing_new(T, E, K);
     if (variant & 4) /* few distinct values: many ties */
         for (size_t i = 0; i < (size_t)T * (size_t)E; i++)
             got.logits[i] = want.logits[i] = (float)(test_bits(4, i) % 3);
-    const router_args w = routing_args(&want, rule, variant & 1, variant & 2), g = routing_args(&got, rule, variant & 1, variant & 2);
+    const router_args w = routing_args(&want, rule, variant & 1, variant & 2),
+                      g = routing_args(&got, rule, variant & 1, variant & 2);
     cr_assert_eq(test_reference()->router_forward(&w, test_stream()), MOE_OK, "%s", moe_error_text());
     cr_assert_eq(b->router_forward(&g, s), MOE_OK);
     test_same_bytes(where, got.ids, want.ids, sizeof *got.ids * (size_t)(T * K));
@@ -194,8 +208,8 @@ Test(router, weights_and_finite_differences)
         cr_assert_eq(test_reference()->router_backward(&a, s), MOE_OK);
         objective(l, r.ids, &r, &rules[i], weights);
         for (int k = 0; k < K; k++) /* exp, the sum (E/16 + 4, or K), two divisions, the scale: each a rounding or two */
-            cr_assert(fabs((double)r.weights[k] - weights[k]) <= (8 + E / 16 + 4 + K) * 0x1p-24 * weights[k], "rule %d, weight %d: got %.9g, expected %.9g",
-                      i, k, (double)r.weights[k], weights[k]);
+            cr_assert(fabs((double)r.weights[k] - weights[k]) <= (8 + E / 16 + 4 + K) * 0x1p-24 * weights[k],
+                      "rule %d, weight %d: got %.9g, expected %.9g", i, k, (double)r.weights[k], weights[k]);
         for (int e = 0; e < E; e++) {
             const double h = 1e-5, keep = l[e];
             l[e] = keep + h;
@@ -204,8 +218,8 @@ Test(router, weights_and_finite_differences)
             const double slope = (up - objective(l, r.ids, &r, &rules[i], scratch)) / (2 * h);
             l[e] = keep;
             /* differences: h^2 and 1e-16 / h of the objective's size; the kernel: some 40 roundings of terms that sum to `size` */
-            cr_assert(fabs((double)r.dlogits[e] - slope) <= (1e-9 + 40 * 0x1p-24) * size, "rule %d, dlogits[%d]: got %.9g, expected %.9g", i, e,
-                      (double)r.dlogits[e], slope);
+            cr_assert(fabs((double)r.dlogits[e] - slope) <= (1e-9 + 40 * 0x1p-24) * size,
+                      "rule %d, dlogits[%d]: got %.9g, expected %.9g", i, e, (double)r.dlogits[e], slope);
         }
         routing_free(&r);
     }
@@ -228,7 +242,8 @@ static void odd_logits(const moe_backend *b, moe_stream *s, const char *where, v
             unsigned seen = 0;
             for (int k = 0; k < 5; k++) {
                 const int id = r.ids[t * 5 + k];
-                cr_assert(id >= 0 && id < 24 && !(seen >> id & 1), "%s, rule %d, token %d: id %d is wrong or double", where, i, t, id);
+                cr_assert(id >= 0 && id < 24 && !(seen >> id & 1), "%s, rule %d, token %d: id %d is wrong or double", where, i, t,
+                          id);
                 seen |= 1u << id;
             }
         }
@@ -240,7 +255,11 @@ Test(router, odd_logits_give_distinct_ids) { test_each_backend(odd_logits, NULL)
 
 static void impossible(const moe_backend *b, moe_stream *s, const char *where, void *ctx)
 {
-    static const struct { int E, K; router_rule rule; const char *says; } cases[] = {
+    static const struct {
+        int E, K;
+        router_rule rule;
+        const char *says;
+    } cases[] = {
         {4, 5, {.scale = 1, .groups = 1, .groups_used = 1}, "5 experts per token of 4"},
         {4, 0, {.scale = 1, .groups = 1, .groups_used = 1}, "0 experts per token"},
         {6, 2, {.scale = 1, .groups = 4, .groups_used = 1}, "do not divide into 4 groups"},

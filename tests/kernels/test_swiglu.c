@@ -28,13 +28,22 @@ static middle middle_new(int64_t rows, int F)
 
 static void middle_free(middle *x)
 {
-    test_free(x->h), test_free(x->a), test_free(x->dh), test_free(x->c), test_free(x->da), test_free(x->hc), test_free(x->dweight);
+    test_free(x->h), test_free(x->a), test_free(x->dh), test_free(x->c), test_free(x->da), test_free(x->hc),
+        test_free(x->dweight);
 }
 
 static swiglu_args middle_args(middle *x, bool weighted)
 {
-    return (swiglu_args){.h = x->h, .a = x->a, .dh = x->dh, .c = weighted ? x->c : NULL, .da = x->da, .hc = x->hc,
-                         .dweight = weighted ? x->dweight : NULL, .rows = x->rows, .F = x->F, .Fp = x->Fp};
+    return (swiglu_args){.h = x->h,
+                         .a = x->a,
+                         .dh = x->dh,
+                         .c = weighted ? x->c : NULL,
+                         .da = x->da,
+                         .hc = x->hc,
+                         .dweight = weighted ? x->dweight : NULL,
+                         .rows = x->rows,
+                         .F = x->F,
+                         .Fp = x->Fp};
 }
 
 static void same_case(const moe_backend *b, moe_stream *s, const char *where, int64_t rows, int F, bool weighted)
@@ -54,7 +63,8 @@ static void same_case(const moe_backend *b, moe_stream *s, const char *where, in
     for (size_t r = 0; r < (size_t)rows; r++)
         for (size_t f = (size_t)F; f < Fp; f++)
             cr_assert(memcmp(&want.h[r * Fp + f], &(float){0}, 4) == 0 && memcmp(&want.hc[r * Fp + f], &(float){0}, 4) == 0 &&
-                          memcmp(&want.da[r * 2 * Fp + f], &(float){0}, 4) == 0 && memcmp(&want.da[r * 2 * Fp + Fp + f], &(float){0}, 4) == 0,
+                          memcmp(&want.da[r * 2 * Fp + f], &(float){0}, 4) == 0 &&
+                          memcmp(&want.da[r * 2 * Fp + Fp + f], &(float){0}, 4) == 0,
                       "row %zu, column %zu of the pad is not zero", r, f);
     swiglu_args in_place = g; /* da == a, hc == dh */
     in_place.da = got.a, in_place.hc = got.dh;
@@ -95,9 +105,11 @@ Test(swiglu, formula_and_finite_differences)
     for (int r = 0; r < ROWS; r++) {
         double dweight = 0.0, absolute = 0.0;
         for (int f = 0; f < F; f++) {
-            const double g = (double)x.a[r * 2 * Fp + f], u = (double)x.a[r * 2 * Fp + Fp + f], d = (double)x.dh[r * Fp + f], c = (double)x.c[r];
+            const double g = (double)x.a[r * 2 * Fp + f], u = (double)x.a[r * 2 * Fp + Fp + f], d = (double)x.dh[r * Fp + f],
+                         c = (double)x.c[r];
             const double h = middle_value(g, u), step = 1e-5, u24 = 0x1p-24;
-            const double dg = c * d * (middle_value(g + step, u) - middle_value(g - step, u)) / (2 * step), du = c * d * middle_value(g, 1);
+            const double dg = c * d * (middle_value(g + step, u) - middle_value(g - step, u)) / (2 * step),
+                         du = c * d * middle_value(g, 1);
             dweight += h * d;
             absolute += fabs(h * d);
             /* sigmoid: 4 roundings, each product one; 1 + g(1 - s) cancels where it is small, so dg is bounded by its terms */
@@ -107,8 +119,8 @@ Test(swiglu, formula_and_finite_differences)
             cr_assert(fabs((double)x.da[r * 2 * Fp + f] - dg) <= (16 * u24 * (1 + fabs(g)) + 1e-9) * fabs(c * d * u),
                       "dg[%d, %d]: got %.9g, expected %.9g", r, f, (double)x.da[r * 2 * Fp + f], dg);
         }
-        cr_assert(fabs((double)x.dweight[r] - dweight) <= (8 + F / 16 + 5) * 0x1p-24 * absolute, "dweight[%d]: got %.9g, expected %.9g", r,
-                  (double)x.dweight[r], dweight);
+        cr_assert(fabs((double)x.dweight[r] - dweight) <= (8 + F / 16 + 5) * 0x1p-24 * absolute,
+                  "dweight[%d]: got %.9g, expected %.9g", r, (double)x.dweight[r], dweight);
     }
     middle_free(&x);
 }
@@ -120,7 +132,8 @@ typedef struct gated {
 static gated gated_new(int64_t T, int D)
 {
     const size_t cells = (size_t)T * (size_t)D;
-    return (gated){test_new_filled(cells, 1), test_new_filled((size_t)T, 2), test_new_filled(cells, 3), test_new((size_t)T, false)};
+    return (gated){test_new_filled(cells, 1), test_new_filled((size_t)T, 2), test_new_filled(cells, 3),
+                   test_new((size_t)T, false)};
 }
 
 static void gated_free(gated *x) { test_free(x->y), test_free(x->z), test_free(x->dy), test_free(x->dz); }
@@ -183,7 +196,8 @@ static void flushed_sum(const moe_backend *b, moe_stream *s, const char *where, 
         const swiglu_args a = middle_args(&x, true);
         cr_assert_eq(b->swiglu_backward(&a, s), MOE_OK);
         const float want = F % 16 == 0 ? -0.0f : 0.0f;
-        cr_assert_eq(memcmp(x.dweight, &want, sizeof want), 0, "%s, F = %d: got %g, expected %g", where, F, (double)x.dweight[0], (double)want);
+        cr_assert_eq(memcmp(x.dweight, &want, sizeof want), 0, "%s, F = %d: got %g, expected %g", where, F, (double)x.dweight[0],
+                     (double)want);
         middle_free(&x);
     }
 }
