@@ -112,7 +112,7 @@ struct tier {
     bool inited;
     uint64_t events;            /* completions, for the deadline */
     int reads_ahead, reads_demand, writes; /* in flight */
-    bool starving;              /* an acquire waits for a slot: no prefetch */
+    bool starving;              /* an acquire waits for slots: no prefetch */
     bool quiet;                 /* flush, resolve, close: no background work */
     moe_err write_rc;           /* last failed write; reported by the acquire or flush that needs the slot */
     char write_text[256];
@@ -166,7 +166,6 @@ void writes_forgive(tier *t);                            /* failed writes have b
 void writeback(tier *t);
 void tier_pump(tier *t);
 moe_err wait_landed(tier *t, const char *who);           /* one completion; MOE_E_IO after TIER_DEADLINE */
-moe_err wait_writes(tier *t, const char *who);
 void version_begin(tier *t, tier_section *x, unsigned part, uint64_t step);
 int gradient_target(tier *t, section_id s);
 void gradient_forget(tier *t, section_id s);
@@ -175,7 +174,7 @@ void gradient_forget(tier *t, section_id s);
 bool speculation_blocks(tier *t, section_id s, unsigned parts); /* the previous state is not on disk yet; starts writing it */
 void speculation_release(tier *t, section_id s, uint64_t step); /* before the first change of a version is booked */
 
-/* tier_lease.c */
-void readonly_revert(tier *t, section_id s);
+/* tier_release.c */
+void readonly_revert(tier *t, section_id s);            /* read-only: back to what the disk holds, once w is gone */
 
 #endif

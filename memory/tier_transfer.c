@@ -213,13 +213,6 @@ moe_err wait_landed(tier *t, const char *who)
     return MOE_OK;
 }
 
-moe_err wait_writes(tier *t, const char *who)
-{
-    while (t->writes > 0)
-        TRY(wait_landed(t, who));
-    return MOE_OK;
-}
-
 /* The lowest place of w, m, v that may be written: no kept checkpoint names it and it is not the state to return to. */
 static int16_t state_target(const tier *t, section_id s)
 {
