@@ -60,8 +60,9 @@ SIMD void product_start(const product *p, v16 acc[PRODUCT_ROWS][PRODUCT_VECS], c
 SIMD void product_run(const product *p, const int rows, const int vecs, const bool by_column)
 {
     v16 acc[PRODUCT_ROWS][PRODUCT_VECS];
-    const size_t a_row = by_column ? 1 : p->lda, a_step = by_column ? p->lda : 1, ldb = p->ldb;
+    const size_t a_row = by_column ? 1 : p->lda, a_step = by_column ? p->lda : 1, ldb = p->ldb, ldc = p->ldc;
     const float *a = p->a, *b = p->b;
+    float *c = p->c;
     product_start(p, acc, rows, vecs);
     for (int s = p->steps; s > 0; s--) {
         v16 bv[PRODUCT_VECS];
@@ -81,7 +82,7 @@ SIMD void product_run(const product *p, const int rows, const int vecs, const bo
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < vecs; j++)
-            v16_store(p->c + (size_t)i * p->ldc + j * V16, acc[i][j]);
+            v16_store(c + (size_t)i * ldc + j * V16, acc[i][j]);
 }
 
 #define PRODUCT_DEFINE(r, v)                                                         \
@@ -105,6 +106,14 @@ SIMD void product_columns(const product *p, int rows, int vecs, bool by_column)
         part.c += v * V16, part.b += v * V16;
         product_table[by_column][(vecs - v < PRODUCT_VECS ? vecs - v : PRODUCT_VECS) - 1][rows - 1](&part);
     }
+}
+
+/* Rows of n floats that will be read (or written) soon: a row lies 2 KiB or more behind the one before, so the hardware does not guess it. */
+SIMD void prefetch_rows(const float *from, size_t ld, int64_t rows, int n)
+{
+    for (int64_t r = 0; r < rows; r++)
+        for (int d = 0; d < n; d += V16)
+            _mm_prefetch((const char *)(from + (size_t)r * ld + d), _MM_HINT_T1);
 }
 
 SIMD size_t padded(int n) { return ((size_t)n + V16 - 1) / V16 * V16; }

@@ -7,7 +7,8 @@
 #include "kernels/cpu/simd.h"
 #include "kernels/math.h"
 
-SIMD v16 v16_exp(v16 x)
+/* For x <= 0 (or NaN), where the result cannot be inf: the same bits as v16_exp. */
+SIMD v16 v16_exp_down(v16 x)
 {
     const v16 round = v16_set1(MATH_ROUND);
     const v16 t = v16_fma(x, v16_set1(EXP_LOG2E), round), n = v16_sub(t, round);
@@ -21,10 +22,11 @@ SIMD v16 v16_exp(v16 x)
     p = v16_fma(p, r, v16_set1(1.0f));
     const i16 power = v16_bits(t);
     v16 y = i16_float(i16_add(v16_bits(p), i16_shl(power, 23)));
-    y = v16_select(v16_gt(x, v16_set1(EXP_MAX)), v16_set1(INFINITY), y);
     y = v16_select(v16_lt(x, v16_set1(EXP_MIN)), v16_zero(), y);
     return v16_select(v16_isnan(x), x, y);
 }
+
+SIMD v16 v16_exp(v16 x) { return v16_select(v16_gt(x, v16_set1(EXP_MAX)), v16_set1(INFINITY), v16_exp_down(x)); }
 
 SIMD v16 v16_sigmoid(v16 x)
 {
