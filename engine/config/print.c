@@ -161,13 +161,22 @@ static void echo_folder(const model_spec *m, text_buf *t)
     echo_number(t, "rms_norm_eps", (double)m->rms_eps);
 }
 
-/* Paths stand as written: a project that moves as a whole goes on. */
+/* A path stands there twice, as written and absolute; one of the two must agree (paths_agree). */
+static void echo_path(text_buf *t, const char *key, const char *written, const char *absolute)
+{
+    text_printf(t, "%s = ", key);
+    tree_print_string(t, written);
+    text_printf(t, "\n%s (absolute) = ", key);
+    tree_print_string(t, absolute);
+    text_add(t, "\n");
+}
+
 moe_err train_config_echo(const train_config *c, char **out)
 {
     text_buf t = {0};
     const config_detail *d = c->detail;
     if (c->model_from) {
-        text_printf(&t, "model.from = %s\n", d->from_written);
+        echo_path(&t, "model.from", d->from_written, c->model_from);
         echo_folder(&c->model, &t);
     } else {
         text_printf(&t, "model.model_type = %s\n", d->family->model_type);
@@ -181,12 +190,13 @@ moe_err train_config_echo(const train_config *c, char **out)
         const knob *k = &config_knobs[i];
         if (k->resume || strncmp(k->name, "model.", 6) == 0)
             continue;
+        if (strcmp(k->name, "data.path") == 0) {
+            echo_path(&t, k->name, d->data_written, c->data_path);
+            continue;
+        }
         text_add(&t, k->name);
         text_add(&t, " = ");
-        if (strcmp(k->name, "data.path") == 0)
-            tree_print_string(&t, d->data_written);
-        else
-            knob_print(k, c, &t);
+        knob_print(k, c, &t);
         text_add(&t, "\n");
     }
     return text_take(&t, out);
@@ -221,16 +231,37 @@ static bool find_line(const char *text, const echo_line *wanted, echo_line *foun
     return false;
 }
 
+static bool same_value(const char *saved, const char *now, const char *key, const char *suffix)
+{
+    char name[160];
+    echo_line a, b;
+    const echo_line wanted = {.key = name, .nkey = snprintf(name, sizeof name, "%s%s", key, suffix)};
+    return find_line(saved, &wanted, &a) && find_line(now, &wanted, &b) && a.nvalue == b.nvalue && memcmp(a.value, b.value, (size_t)a.nvalue) == 0;
+}
+
+/* A project that moves as a whole keeps its paths as written; a configuration that is saved elsewhere keeps where they lead. */
+static bool paths_agree(const char *saved, const char *now, const echo_line *line)
+{
+    static const char *const keys[] = {"data.path", "model.from"};
+    for (int i = 0; i < 2; i++) {
+        const size_t n = strlen(keys[i]);
+        if ((size_t)line->nkey >= n && memcmp(line->key, keys[i], n) == 0 && (line->nkey == (int)n || line->key[n] == ' '))
+            return same_value(saved, now, keys[i], "") || same_value(saved, now, keys[i], " (absolute)");
+    }
+    return false;
+}
+
 moe_err train_config_compare_echo(const char *saved, const char *now)
 {
     text_buf t = {0};
     echo_line line, other;
     for (const char *p = saved; next_line(&p, &line);)
-        if (!find_line(now, &line, &other) || line.nvalue != other.nvalue || memcmp(line.value, other.value, (size_t)line.nvalue) != 0)
+        if ((!find_line(now, &line, &other) || line.nvalue != other.nvalue || memcmp(line.value, other.value, (size_t)line.nvalue) != 0) &&
+            !memmem(line.key, (size_t)line.nkey, " (absolute)", 11) && !paths_agree(saved, now, &line))
             text_printf(&t, "%.*s: the run was started with %.*s, the configuration now says %.*s\n", line.nkey, line.key, line.nvalue, line.value,
                         other.nvalue, other.value);
     for (const char *p = now; next_line(&p, &line);)
-        if (!find_line(saved, &line, &other))
+        if (!find_line(saved, &line, &other) && !memmem(line.key, (size_t)line.nkey, " (absolute)", 11))
             text_printf(&t, "%.*s: the run was started with nothing, the configuration now says %.*s\n", line.nkey, line.key, line.nvalue,
                         line.value);
     if (!t.used && !t.failed)

@@ -317,6 +317,20 @@ Test(config, resume_rules)
         free(now);
         train_config_free(d);
     }
+    train_config *moved;
+    cr_assert_eq(train_config_parse(&moved, SMALL_ALL, strlen(SMALL_ALL), "/elsewhere/small.yaml", NULL, 0), MOE_OK);
+    cr_assert_eq(train_config_echo(moved, &now), MOE_OK);
+    cr_expect_eq(train_config_compare_echo(saved, now), MOE_OK, "a project that moved: %s", moe_error_text());
+    free(now);
+    train_config_free(moved);
+    char *printed;
+    cr_assert_eq(train_config_print(c, &printed), MOE_OK);
+    cr_assert_eq(train_config_parse(&moved, printed, strlen(printed), "/run/folder/config.yaml", NULL, 0), MOE_OK);
+    cr_assert_eq(train_config_echo(moved, &now), MOE_OK);
+    cr_expect_eq(train_config_compare_echo(saved, now), MOE_OK, "a configuration saved in the run folder: %s", moe_error_text());
+    free(now);
+    free(printed);
+    train_config_free(moved);
     cr_expect_eq(train_config_compare_echo("", saved), MOE_E_CONFIG);
     cr_expect_eq(train_config_compare_echo(saved, ""), MOE_E_CONFIG);
     free(saved);
