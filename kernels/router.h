@@ -48,13 +48,13 @@ typedef struct router_args {
     const float *dweights; /* [T, K] backward in                                      */
     const float *dprobs;   /* [E] gradient of the balance loss by any p[t, e], the same for all T tokens; NULL: none */
     float dz;              /* coefficient / number of tokens of the z-loss mean; 0: none */
-    float *dlogits;        /* [T, E] backward out, set; overlaps no input             */
+    float *dlogits;        /* [T, E] backward out, set; may be logits                 */
     int64_t T;
     int E, K;
     router_rule rule;
 } router_args;
 
-/* MOE_E_CONFIG when the rule cannot choose K of E experts. */
+/* MOE_E_CONFIG when the rule cannot choose K of E experts, or a row of E does not fit the scratch of a worker. */
 typedef moe_err (*router_fn)(const router_args *a, moe_stream *s);
 
 /* counts[e] += rows routed to e, prob_sum[e] += sum of probs over the tokens: what the balance losses are made of.

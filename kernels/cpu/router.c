@@ -1,4 +1,5 @@
-/* Router, fast (kernels/router.h). Owns nothing; the scores of a token's choice lie in the worker's scratch. Forward and backward are
+/* Router, fast (kernels/router.h). Owns nothing; the scores of a token's choice, and dp in backward,
+ * lie in the worker's scratch. Forward and backward are
  * parallel over tokens, the sums of router_stats over columns.
  * The choice takes the largest score K times: a maximum over vectors, then the first lane that holds it. That needs finite scores
  * and no groups; anything else goes to router_choose.
@@ -68,14 +69,14 @@ static void take_largest(int32_t *ids, float *score, int E, int K)
     }
 }
 
-typedef struct forward_work {
+typedef struct router_work {
     const router_args *a;
     moe_pool *pool;
-} forward_work;
+} router_work;
 
 static void forward_tokens(void *ctx, int64_t begin, int64_t end, int worker)
 {
-    const forward_work *k = ctx;
+    const router_work *k = ctx;
     const router_args *a = k->a;
     const size_t E = (size_t)a->E, K = (size_t)a->K;
     float *score = moe_pool_scratch(k->pool, worker);
@@ -95,26 +96,24 @@ static void forward_tokens(void *ctx, int64_t begin, int64_t end, int worker)
 moe_err ISA(router_forward)(const router_args *a, moe_stream *s)
 {
     TRY(router_check(a));
-    if ((size_t)a->E + V16 > moe_pool_scratch_bytes(s->pool) / sizeof(float))
-        return router_forward_ref(a, s);
-    forward_work k = {a, s->pool};
+    router_work k = {a, s->pool};
     moe_pool_for(s->pool, a->T, row_grain((int64_t)a->E * 8), forward_tokens, &k);
     return MOE_OK;
 }
 
-/* dl holds dp on entry and dL/dlogits on return, without the part of topk_first. */
-static void row_backward(float *dl, const float *p, const float *l, const router_args *a, float lse)
+/* From dp to dL/dlogits, without the part of topk_first; dl may be l. */
+static void row_backward(float *dl, const float *dp, const float *p, const float *l, const router_args *a, float lse)
 {
     const int E = a->E;
     const bool softmax = a->rule.score == ROUTER_SOFTMAX;
     const v16 z = v16_set1(2.0f * a->dz * lse), one = v16_set1(1.0f);
     v16 sum = v16_zero();
     for (int e = 0; softmax && e < E; e += V16)
-        sum = v16_fma(row_load(p + e, E - e), row_load(dl + e, E - e), sum);
+        sum = v16_fma(row_load(p + e, E - e), v16_load(dp + e), sum);
     const v16 c = v16_set1(v16_sum(sum));
     for (int e = 0; e < E; e += V16) {
-        const v16 x = row_load(p + e, E - e), dp = row_load(dl + e, E - e);
-        v16 d = softmax ? v16_mul(x, v16_sub(dp, c)) : v16_mul(dp, v16_mul(x, v16_sub(one, x)));
+        const v16 x = row_load(p + e, E - e), g = v16_load(dp + e);
+        v16 d = softmax ? v16_mul(x, v16_sub(g, c)) : v16_mul(g, v16_mul(x, v16_sub(one, x)));
         if (a->dz != 0.0f)
             d = v16_fma(z, softmax ? x : v16_exp(v16_sub(row_load(l + e, E - e), v16_set1(lse))), d);
         row_store(dl + e, d, E - e);
@@ -123,18 +122,19 @@ static void row_backward(float *dl, const float *p, const float *l, const router
 
 static void backward_tokens(void *ctx, int64_t begin, int64_t end, int worker)
 {
-    const router_args *a = ctx;
+    const router_work *k = ctx;
+    const router_args *a = k->a;
     const size_t E = (size_t)a->E, K = (size_t)a->K;
-    (void)worker;
+    float *dp = moe_pool_scratch(k->pool, worker);
     for (size_t t = (size_t)begin; t < (size_t)end; t++) {
         const float *p = a->probs + t * E, *weights = a->weights + t * K, *dweights = a->dweights + t * K;
         const float *l = a->rule.score == ROUTER_SIGMOID && a->dz != 0.0f ? a->logits + t * E : NULL;
         const int32_t *ids = a->ids + t * K;
         float *dl = a->dlogits + t * E;
         for (int e = 0; e < a->E; e += V16)
-            row_store(dl + e, a->dprobs != NULL ? row_load(a->dprobs + e, a->E - e) : v16_zero(), a->E - e);
-        router_unweigh(dl, ids, weights, dweights, p, a->K, &a->rule);
-        row_backward(dl, p, l, a, a->lse[t]);
+            v16_store(dp + e, a->dprobs != NULL ? row_load(a->dprobs + e, a->E - e) : v16_zero());
+        router_unweigh(dp, ids, weights, dweights, p, a->K, &a->rule);
+        row_backward(dl, dp, p, l, a, a->lse[t]);
         router_unweigh_chosen(dl, ids, weights, dweights, a->K, &a->rule);
     }
 }
@@ -142,7 +142,8 @@ static void backward_tokens(void *ctx, int64_t begin, int64_t end, int worker)
 moe_err ISA(router_backward)(const router_args *a, moe_stream *s)
 {
     TRY(router_check(a));
-    moe_pool_for(s->pool, a->T, row_grain((int64_t)a->E * 3), backward_tokens, (void *)a);
+    router_work k = {a, s->pool};
+    moe_pool_for(s->pool, a->T, row_grain((int64_t)a->E * 3), backward_tokens, &k);
     return MOE_OK;
 }
 

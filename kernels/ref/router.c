@@ -15,6 +15,9 @@ moe_err router_check(const router_args *a)
     const router_rule *rule = &a->rule;
     if (a->E < 1 || a->K < 1 || a->K > a->E)
         return moe_fail(MOE_E_CONFIG, "router: %d experts per token of %d experts; expected 1 to %d", a->K, a->E, a->E);
+    if ((size_t)a->E > KERNEL_SCRATCH_BYTES / sizeof(float) - LANES)
+        return moe_fail(MOE_E_CONFIG, "router: %d experts; expected at most %zu", a->E,
+                        KERNEL_SCRATCH_BYTES / sizeof(float) - LANES);
     if (rule->groups < 1 || a->E % rule->groups != 0)
         return moe_fail(MOE_E_CONFIG, "router: %d experts do not divide into %d groups", a->E, rule->groups);
     if (rule->groups_used < 1 || rule->groups_used > rule->groups || a->K > rule->groups_used * (a->E / rule->groups))
@@ -149,33 +152,34 @@ moe_err router_forward_ref(const router_args *a, moe_stream *s)
     return MOE_OK;
 }
 
-static void token_backward(const router_args *a, size_t t)
+/* dp: scratch for a row of E, because dlogits may be logits. */
+static void token_backward(const router_args *a, size_t t, float *dp)
 {
     const size_t E = (size_t)a->E, K = (size_t)a->K;
     const float *p = a->probs + t * E, z = 2.0f * a->dz * a->lse[t];
-    float *dl = a->dlogits + t * E; /* dp until it becomes dl */
+    float *dl = a->dlogits + t * E;
     lanes sum = {0};
     for (size_t e = 0; e < E; e++)
-        dl[e] = a->dprobs != NULL ? a->dprobs[e] : 0.0f;
-    router_unweigh(dl, a->ids + t * K, a->weights + t * K, a->dweights + t * K, p, a->K, &a->rule);
+        dp[e] = a->dprobs != NULL ? a->dprobs[e] : 0.0f;
+    router_unweigh(dp, a->ids + t * K, a->weights + t * K, a->dweights + t * K, p, a->K, &a->rule);
     for (int e = 0; e < a->E; e++)
-        lanes_fma(&sum, e, p[e], dl[e]);
+        lanes_fma(&sum, e, p[e], dp[e]);
     const float c = lanes_sum(&sum, a->E);
     for (size_t e = 0; e < E; e++) {
         const bool softmax = a->rule.score == ROUTER_SOFTMAX;
-        dl[e] = softmax ? p[e] * (dl[e] - c) : dl[e] * (p[e] * (1.0f - p[e]));
+        float d = softmax ? p[e] * (dp[e] - c) : dp[e] * (p[e] * (1.0f - p[e]));
         if (a->dz != 0.0f)
-            dl[e] = fmaf(z, softmax ? p[e] : moe_expf(a->logits[t * E + e] - a->lse[t]), dl[e]);
+            d = fmaf(z, softmax ? p[e] : moe_expf(a->logits[t * E + e] - a->lse[t]), d);
+        dl[e] = d;
     }
     router_unweigh_chosen(dl, a->ids + t * K, a->weights + t * K, a->dweights + t * K, a->K, &a->rule);
 }
 
 moe_err router_backward_ref(const router_args *a, moe_stream *s)
 {
-    (void)s;
     TRY(router_check(a));
     for (int64_t t = 0; t < a->T; t++)
-        token_backward(a, (size_t)t);
+        token_backward(a, (size_t)t, moe_pool_scratch(s->pool, 0));
     return MOE_OK;
 }
 

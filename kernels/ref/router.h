@@ -5,7 +5,7 @@
 
 #include "kernels/router.h"
 
-/* MOE_E_CONFIG when the rule cannot choose K of E experts. */
+/* MOE_E_CONFIG when the rule cannot choose K of E experts, or a padded row of E floats does not fit KERNEL_SCRATCH_BYTES. */
 moe_err router_check(const router_args *a) MOE_MUST_CHECK;
 /* The K experts of one token by p[e] + bias[e] (bias NULL: p). */
 void router_choose(int32_t *ids, const float *p, const float *bias, int E, int K, const router_rule *rule);

@@ -84,6 +84,10 @@ static void same_case(const moe_backend *b, moe_stream *s, const char *where, in
     cr_assert_eq(test_reference()->router_backward(&w, test_stream()), MOE_OK);
     cr_assert_eq(b->router_backward(&g, s), MOE_OK);
     test_same(where, got.dlogits, want.dlogits, (size_t)T, (size_t)E, (size_t)E);
+    router_args in_place = g;
+    in_place.dlogits = got.logits;
+    cr_assert_eq(b->router_backward(&in_place, s), MOE_OK);
+    test_same(where, got.logits, want.dlogits, (size_t)T, (size_t)E, (size_t)E);
     routing_free(&got), routing_free(&want);
 }
 
@@ -265,6 +269,7 @@ static void impossible(const moe_backend *b, moe_stream *s, const char *where, v
         {6, 2, {.scale = 1, .groups = 4, .groups_used = 1}, "do not divide into 4 groups"},
         {8, 3, {.scale = 1, .groups = 4, .groups_used = 1}, "1 of 4 groups"},
         {8, 2, {.scale = 0, .groups = 1, .groups_used = 1}, "scale"},
+        {1 << 20, 2, {.scale = 1, .groups = 1, .groups_used = 1}, "at most"},
     };
     (void)ctx;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
