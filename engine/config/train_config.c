@@ -78,11 +78,12 @@ static moe_err take_set(reading *r, int i)
 
 static moe_err assign_text(train_config *c, const knob *k, const char *text, problems *p)
 {
-    tree_node *n;
-    TRY(tree_read(&n, text, strlen(text), (config_origin){0}, p));
-    if (!n || !knob_assign(k, c, n, p))
+    tree_node scalar = {.kind = TREE_SCALAR, .text = (char *)text}, *list = NULL;
+    if (text[0] == '[')
+        TRY(tree_read(&list, text, strlen(text), (config_origin){0}, p));
+    if (!knob_assign(k, c, list ? list : &scalar, p))
         problems_add(p, (config_origin){0}, k->name, "the default in the table is wrong: %s", text);
-    tree_free(n);
+    tree_free(list);
     return MOE_OK;
 }
 
