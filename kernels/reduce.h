@@ -1,9 +1,10 @@
 /* Sums along rows, and sums of squares.
  *
- * The 16-lane sum: lane i takes the elements with index % 16 == i in order; then the tree
+ * The 16-lane sum: lane i, from +0, takes the elements with index % 16 == i in order (by addition, or by fma where the term is a
+ * product); lanes that a partial last group leaves out get +0; then the tree
  *   8 + 8, 4 + 4, 2 + 2, 1 + 1  (lane i + lane i+8, then i + i+4, i + i+2, i + i+1).
- * Every row sum of every kernel uses it. The sum of squares is the same in double: each square is exact in double, 16 lanes
- * over the whole array, same tree; it is the section's part of the gradient norm. */
+ * Every row sum of every kernel uses it (ref/lanes.h). The sum of squares is the same in double, chunk by chunk: each square is exact
+ * in double; it is the section's part of the gradient norm. Denormal inputs count as zero. */
 #ifndef MOE_KERNELS_REDUCE_H
 #define MOE_KERNELS_REDUCE_H
 

@@ -105,3 +105,24 @@ Test(random, moments)
     cr_assert(most > 4.0 && most < 5.78, "largest %g", most);
     test_free(w), test_free(other);
 }
+
+Test(random, box_muller_in_double)
+{
+    enum { N = 3, K = 50 };
+    const random_key key = {11, 12, 13};
+    float *w = test_new(N * K, false);
+    const random_normal_args a = {.w = w, .key = key, .N = N, .K = K, .std = 2.0f};
+    cr_assert_eq(test_reference()->random_normal(&a, test_stream()), MOE_OK);
+    for (int n = 0; n < N; n++)
+        for (int k = 0; k < K; k++) {
+            uint32_t words[4];
+            random_words(words, key, (uint64_t)(n * ((K + 3) / 4) + k / 4));
+            const uint32_t *pair = words + k % 4 / 2 * 2;
+            const double u = ((pair[0] >> 8) + 1) * 0x1p-24, angle = (pair[1] >> 8) * 0x1p-23 * M_PI, r = sqrt(-2 * log(u));
+            const double want = 2.0 * r * (k % 2 ? sin(angle) : cos(angle));
+            /* log, root, sine within 1 ulp (2 roundings) each, two products */
+            cr_assert(fabs((double)w[n * K + k] - want) <= 8 * 0x1p-24 * fabs(want), "[%d, %d]: got %.9g, expected %.9g", n, k,
+                      (double)w[n * K + k], want);
+        }
+    test_free(w);
+}
