@@ -90,12 +90,6 @@ moe_err added_add(added_set *s, const char *text, size_t bytes, added_token toke
     return MOE_OK;
 }
 
-static bool is_space(uint32_t c)
-{
-    return (c >= 9 && c <= 13) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
-           c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
-}
-
 static size_t strip_left(const char *text, size_t first, size_t from)
 {
     while (first > from) {
@@ -103,7 +97,7 @@ static size_t strip_left(const char *text, size_t first, size_t from)
         uint32_t cp;
         while (i > from && utf8_is_continuation(text[i]))
             i--;
-        if (utf8_decode(text + i, first - i, &cp) != first - i || !is_space(cp))
+        if (utf8_decode(text + i, first - i, &cp) != first - i || !utf8_is_space(cp))
             break;
         first = i;
     }
@@ -115,7 +109,7 @@ static size_t strip_right(const char *text, size_t bytes, size_t last)
     while (last < bytes) {
         uint32_t cp;
         const size_t k = utf8_decode(text + last, bytes - last, &cp);
-        if (k == 0 || !is_space(cp))
+        if (k == 0 || !utf8_is_space(cp))
             break;
         last += k;
     }

@@ -65,6 +65,13 @@ static inline size_t utf8_encode(char *s, uint32_t cp)
     return 4;
 }
 
+/* Unicode's White_Space. */
+static inline bool utf8_is_space(uint32_t c)
+{
+    return (c >= 9 && c <= 13) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
+           c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
 static inline bool utf8_is_continuation(char c) { return ((unsigned char)c & 0xC0) == 0x80; }
 
 /* Number of leading bytes that are ASCII (eight at a time). */
