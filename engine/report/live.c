@@ -55,7 +55,19 @@ static double step_seconds(const live *l)
     return (l->stamp[(l->stamps - 1) % LIVE_WINDOW] - l->stamp[(l->stamps - n) % LIVE_WINDOW]) / (double)(n - 1);
 }
 
-static void collect(const live *l, const step_metrics *m, parts *p)
+static void add_ssd(const step_metrics *m, bool brief, parts *p)
+{
+    if (!isfinite(m->seconds) || m->seconds <= 0 || m->ssd_read_bytes + m->ssd_write_bytes == 0)
+        return;
+    const double read = (double)m->ssd_read_bytes / m->seconds * 1e-9, written = (double)m->ssd_write_bytes / m->seconds * 1e-9;
+    if (brief)
+        part(p, "SSD", "%.2f GB/s", read + written);
+    else
+        part(p, "SSD", "r %.2f w %.2f GB/s", read, written);
+}
+
+/* brief: for a line that must fit into a window. */
+static void collect(const live *l, const step_metrics *m, bool brief, parts *p)
 {
     char s[TEXT_NUMBER];
     const double seconds = step_seconds(l);
@@ -71,8 +83,7 @@ static void collect(const live *l, const step_metrics *m, parts *p)
         part(p, "", "%s tok/s", text_count(s, (int64_t)(m->tokens_per_second + 0.5)));
     if (l->planned > m->step && isfinite(seconds))
         part(p, "ETA", "%s", text_seconds(s, seconds * (double)(l->planned - m->step)));
-    if (isfinite(m->seconds) && m->seconds > 0 && m->ssd_read_bytes + m->ssd_write_bytes > 0)
-        part(p, "SSD", "r %.2f w %.2f GB/s", (double)m->ssd_read_bytes / m->seconds * 1e-9, (double)m->ssd_write_bytes / m->seconds * 1e-9);
+    add_ssd(m, brief, p);
     if (isfinite(m->cache_hit_rate))
         part(p, "hit", "%.0f%%", m->cache_hit_rate * 100);
     if (isfinite(m->stall_seconds) && isfinite(m->seconds) && m->seconds > 0)
@@ -87,15 +98,20 @@ static void collect(const live *l, const step_metrics *m, parts *p)
         part(p, "", "%.1f GFLOP/s", m->gflops_per_second);
 }
 
-/* As many parts as fit into `width` columns (0: all). */
+static int part_width(const parts *p, int i) { return (int)strlen(p->label[i]) + (*p->label[i] ? 1 : 0) + (int)strlen(p->value[i]); }
+
+/* As many parts as fit into `width` columns (0: all), two blanks apart where there is room. */
 static void join(text_buf *t, const parts *p, int width, bool color)
 {
-    int column = 0;
+    int wide = 0, column = 0;
+    for (int i = 0; i < p->n; i++)
+        wide += part_width(p, i) + (i ? 2 : 0);
+    const int gap = width > 0 && wide > width ? 1 : 2;
     for (int i = 0; i < p->n; i++) {
-        const int more = (i ? 2 : 0) + (int)strlen(p->label[i]) + (*p->label[i] ? 1 : 0) + (int)strlen(p->value[i]);
+        const int more = (i ? gap : 0) + part_width(p, i);
         if (width > 0 && column + more > width)
             break;
-        text_add(t, i ? "  " : "");
+        text_printf(t, "%*s", i ? gap : 0, "");
         if (*p->label[i])
             text_printf(t, color ? "\033[2m%s\033[0m " : "%s ", p->label[i]); /* 2: dim */
         text_add(t, p->value[i]);
@@ -131,7 +147,7 @@ void live_step(live *l, const step_metrics *m)
         l->val_loss = m->val_loss;
     if (l->quiet)
         return;
-    collect(l, m, &p);
+    collect(l, m, l->terminal, &p);
     text_buf whole = {0};
     if (!l->terminal || isfinite(m->val_loss)) /* an evaluation stays readable when the live line has moved on */
         join(&whole, &p, l->terminal ? cli_width(STDERR_FILENO) - 1 : 0, l->color);
