@@ -352,6 +352,47 @@ Test(config, files)
               moe_error_text());
 }
 
+Test(config, goes_on_from_a_folder)
+{
+    static const char model[] = "{\"architectures\": [\"Qwen3MoeForCausalLM\"], \"model_type\": \"qwen3_moe\", \"vocab_size\": 256, \"hidden_size\": 64, "
+                                "\"num_hidden_layers\": 2, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 16, "
+                                "\"moe_intermediate_size\": 32, \"num_experts\": 4, \"num_experts_per_tok\": 2, \"router_aux_loss_coef\": 0.25}";
+    char dir[] = "/tmp/moe-config-XXXXXX", path[128], *text, *echo, *again;
+    cr_assert_not_null(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/m", dir);
+    cr_assert_eq(mkdir(path, 0777), 0);
+    snprintf(path, sizeof path, "%s/m/config.json", dir);
+    FILE *f = fopen(path, "w");
+    fputs(model, f);
+    fclose(f);
+    snprintf(path, sizeof path, "%s/x.yaml", dir);
+    static const char yaml[] = "model: {from: m}\ndata: {path: d}\n" SMALL_TRAIN;
+    train_config *c, *back;
+    cr_assert_eq(train_config_parse(&c, yaml, strlen(yaml), path, NULL, 0), MOE_OK, "%s", moe_error_text());
+    cr_expect_eq(c->model.E, 4);
+    cr_expect_eq(c->aux_coef, 0.25);
+    cr_assert_eq(train_config_print(c, &text), MOE_OK);
+    cr_expect(strstr(text, "# its config.json: qwen3_moe, vocab_size 256, hidden_size 64, 2 layers"), "%s", text);
+    cr_assert_eq(train_config_parse(&back, text, strlen(text), "/elsewhere/y.yaml", NULL, 0), MOE_OK, "%s", moe_error_text());
+    cr_assert_eq(train_config_echo(c, &echo), MOE_OK);
+    cr_assert_eq(train_config_echo(back, &again), MOE_OK);
+    cr_expect_eq(train_config_compare_echo(echo, again), MOE_OK, "%s", moe_error_text());
+    char *experts = strstr(again, "model.from.num_experts = 4");
+    cr_assert_not_null(experts);
+    experts[strlen("model.from.num_experts = ")] = '8';
+    cr_expect_eq(train_config_compare_echo(echo, again), MOE_E_CONFIG, "another config.json in the folder");
+    free(text);
+    free(echo);
+    free(again);
+    train_config_free(c);
+    train_config_free(back);
+    snprintf(path, sizeof path, "%s/m/config.json", dir);
+    unlink(path);
+    snprintf(path, sizeof path, "%s/m", dir);
+    rmdir(path);
+    rmdir(dir);
+}
+
 Test(config, sizes)
 {
     static const struct {
