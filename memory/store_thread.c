@@ -16,7 +16,7 @@
 
 #include "memory/store_private.h"
 
-enum { WRITE_PATIENCE = 3, PREFETCH_PATIENCE = 8, WRITE_WEIGHT = 4 };
+enum { WRITE_PATIENCE = 3, PREFETCH_PATIENCE = 8, WRITE_WEIGHT = 4, LATE_WAITS = 3 /* of about a second */ };
 
 double store_now(void)
 {
@@ -424,6 +424,20 @@ static void wait_chunks(store *s)
     watch_deadlines(s);
 }
 
+/* A disk that did not answer in time may answer late: then its chunks need not be left behind. */
+static void wait_late_chunks(store *s)
+{
+    for (int i = 0; i < LATE_WAITS && s->in_flight > 0; i++) {
+        io_transfer *done = NULL;
+        if (s->io->ops->queue_wait(s->queue, &done) != MOE_OK)
+            return;
+        for (io_transfer *next; done != NULL; done = next) {
+            next = done->next;
+            chunk_land(s, done->user);
+        }
+    }
+}
+
 static void *store_main(void *arg)
 {
     store *s = arg;
@@ -459,8 +473,10 @@ static void *store_main(void *arg)
     s->running = false;
     pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->lock);
-    if (rc == MOE_OK)
+    if (rc == MOE_OK) {
+        wait_late_chunks(s);
         s->io->ops->queue_close(s->io, s->queue);
+    }
     return NULL;
 }
 

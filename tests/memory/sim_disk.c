@@ -168,6 +168,7 @@ void sim_disk_fail(sim_disk *d, sim_what what, const char *part, int count, moe_
     snprintf(f->reason, sizeof f->reason, "%s", reason);
     f->count = count;
     f->rc = rc;
+    d->answer_late = what == SIM_HANG && count == 0;
     pthread_mutex_unlock(&d->lock);
 }
 

@@ -22,7 +22,7 @@ void sim_disk_stop_at(sim_disk *d, uint64_t n);
 void sim_disk_fail_at(sim_disk *d, uint64_t n, moe_err rc, const char *reason);
 
 typedef enum sim_what { SIM_READ, SIM_WRITE, SIM_SYNC, SIM_CREATE, SIM_SYNC_DIR, SIM_HANG /* transfers never come back */ } sim_what;
-/* From now on `count` such calls on paths that contain `part` fail. count 0: none any more. */
+/* From now on `count` such calls on paths that contain `part` fail. count 0: none any more, and hung ones come back. */
 void sim_disk_fail(sim_disk *d, sim_what what, const char *part, int count, moe_err rc, const char *reason);
 
 void sim_disk_set_free_bytes(sim_disk *d, uint64_t bytes); /* allocations and growing writes beyond fail */

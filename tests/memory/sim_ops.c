@@ -344,6 +344,16 @@ static moe_err sim_queue_wait(io_queue *q, io_transfer **done)
     int rc = 0;
     while (q->submitted == NULL && !q->woken && rc == 0)
         rc = q->hung != NULL ? pthread_cond_timedwait(&q->changed, &d->lock, &until) : pthread_cond_wait(&q->changed, &d->lock);
+    if (d->answer_late && q->hung != NULL) {
+        io_transfer *hung = q->hung;
+        q->hung = NULL;
+        for (io_transfer *next; hung != NULL; hung = next) {
+            next = hung->next;
+            hung->rc = MOE_E_IO; /* its buffer may be gone */
+            hung->next = q->submitted;
+            q->submitted = hung;
+        }
+    }
     io_transfer *kept = NULL;
     for (io_transfer *t = q->submitted, *next; t != NULL; t = next) {
         next = t->next;

@@ -55,7 +55,7 @@ struct sim_disk {
     uint64_t operations, stop_at, fail_at, free_bytes, random;
     moe_err fail_rc;
     char fail_reason[64];
-    bool stopped, in_memory, no_direct;
+    bool stopped, in_memory, no_direct, answer_late;
     fault fault[SIM_HANG + 1];
 };
 
