@@ -144,7 +144,7 @@ moe_err moe_backward(moe_layers *m, int layer, router_weights w, const moe_backw
     TRY_GOTO(experts_backward(m, layer, &r, args), rc, done);
     const double t1 = moe_seconds();
     m->times.experts += t1 - t0 - (m->times.update - update0);
-    if (m->rule.topk_first || m->rule.score == ROUTER_SIGMOID)
+    if (m->rule.score == ROUTER_SIGMOID && balance_dz(m->balance) != 0) /* the only rule whose backward reads logits */
         TRY_GOTO(moe_router_logits(m, w, args->xn, args->T), rc, done);
     TRY_GOTO(router_backward(m, layer, w, &r, args), rc, done);
     const combine_args c = {

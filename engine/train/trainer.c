@@ -92,8 +92,11 @@ static moe_err open_store(trainer *t, bool create)
     const int n = c->ssd_count > 64 ? 64 : c->ssd_count;
     int made = 0;
     moe_err rc = MOE_OK;
-    for (; made < n; made++)
+    for (; made < n; made++) {
         TRY_GOTO(run_folder_path(t->folder, c->ssd[made], &dirs[made]), rc, done);
+        for (size_t last = strlen(dirs[made]); last > 1 && dirs[made][last - 1] == '/'; last--)
+            dirs[made][last - 1] = '\0';
+    }
     store_config s = {
         .io = t->io, .dirs = (const char *const *)dirs, .ndirs = n, .sections = (int32_t)t->plan.sections, .slots = t->plan.store_slots,
         .spill_bytes = t->mode == TRAINER_RUN ? t->plan.spill_bytes : 0, .create = create, .buffered = c->buffered, .depth = c->io_depth,

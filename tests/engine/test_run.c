@@ -1,0 +1,246 @@
+/* Whole runs in a process of their own: kill -9 at random instants, signals, locks, and what goes wrong with files and settings.
+ * MOE_TEST_LONG: 120 kills instead of 12. */
+#include <criterion/criterion.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "tests/engine/run_fixture.h"
+
+static const char *const whole[] = {"train.steps=12", "checkpoint.every=3", NULL};
+
+static void run_path(const test_run *r, char *out, size_t size) { snprintf(out, size, "%s/run", r->dir); }
+
+/* In the child: what moe-train run does. Its sentence goes to dir/error.txt. */
+static moe_err child_run(const test_run *r, const char *const *sets)
+{
+    char run[600], path[600];
+    train_config *c;
+    int n = 0;
+    while (sets != NULL && sets[n] != NULL)
+        n++;
+    run_path(r, run, sizeof run);
+    snprintf(path, sizeof path, "%s/error.txt", r->dir);
+    moe_err rc = train_config_load(&c, r->yaml, sets, n);
+    if (rc == MOE_OK) {
+        rc = command_run(c, &(run_options){.run_dir = run, .quiet = true});
+        train_config_free(c);
+    }
+    FILE *f = fopen(path, "w");
+    if (f != NULL) {
+        fputs(rc == MOE_OK ? "" : moe_error_text(), f);
+        fclose(f);
+    }
+    return rc;
+}
+
+static pid_t start(const test_run *r, const char *const *sets)
+{
+    const pid_t pid = fork();
+    if (pid == 0)
+        _exit(child_run(r, sets));
+    cr_assert(pid > 0);
+    return pid;
+}
+
+static int finish(pid_t pid)
+{
+    int status;
+    cr_assert_eq(waitpid(pid, &status, 0), pid);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+static int run(const test_run *r, const char *const *sets) { return finish(start(r, sets)); }
+
+/* The run failed with this status and a sentence that holds this text. */
+static void expect_failure(const test_run *r, const char *const *sets, int status, const char *text)
+{
+    const int got = run(r, sets);
+    char path[600], sentence[MOE_ERROR_TEXT] = "";
+    snprintf(path, sizeof path, "%s/error.txt", r->dir);
+    FILE *f = fopen(path, "r");
+    if (f != NULL) {
+        sentence[fread(sentence, 1, sizeof sentence - 1, f)] = '\0';
+        fclose(f);
+    }
+    cr_assert_eq(got, status, "exit status %d, expected %d: %s", got, status, sentence);
+    cr_assert(strstr(sentence, text) != NULL, "expected \"%s\" in: %s", text, sentence);
+}
+
+static uint64_t final_hash(test_run *r)
+{
+    MUST(test_run_open(r, whole));
+    cr_assert_eq(r->t.finished, 12u);
+    const uint64_t h = test_run_weights_hash(r);
+    test_run_shut(r);
+    return h;
+}
+
+static void make(test_run *r, const char *name)
+{
+    test_run_make(r, name, 4096, 61);
+    test_run_small_yaml(r, "");
+}
+
+static uint64_t uninterrupted(void)
+{
+    test_run r;
+    make(&r, "whole");
+    cr_assert_eq(run(&r, whole), 0);
+    const uint64_t h = final_hash(&r);
+    test_run_close(&r);
+    return h;
+}
+
+/* Kills a run again and again at random instants; whatever survives must end where the uninterrupted run ends. */
+static void kill_often(const char *name, const char *const *sets, int kills)
+{
+    const uint64_t expected = uninterrupted();
+    uint32_t x = 99;
+    for (int done = 0; done < kills;) {
+        test_run r;
+        make(&r, name);
+        for (int status = 137; status != 0;) {
+            const pid_t pid = start(&r, sets);
+            x = x * 1664525u + 1013904223u;
+            if (done < kills) {
+                usleep((x >> 8) % 200000);
+                kill(pid, SIGKILL);
+            }
+            status = finish(pid);
+            done += status == 137;
+            cr_assert(status == 0 || status == 137, "exit status %d after %d kills", status, done);
+        }
+        cr_assert(final_hash(&r) == expected, "%s: weights differ from the uninterrupted run after %d kills", name, done);
+        test_run_close(&r);
+    }
+}
+
+static int kills(void) { return getenv("MOE_TEST_LONG") != NULL ? 120 : 12; }
+
+Test(run, killed_at_any_instant) { kill_often("killed", whole, kills()); }
+
+Test(run, killed_in_little_memory)
+{
+    kill_often("killed_small", (const char *[]){"train.steps=12", "checkpoint.every=2", "memory.host=42MiB", NULL}, kills());
+}
+
+Test(run, sigterm_commits_the_last_step_and_leaves_with_75)
+{
+    const uint64_t expected = uninterrupted();
+    test_run r;
+    make(&r, "sigterm");
+    for (int status = 75, delay = 5; status != 0; delay += 17) {
+        const pid_t pid = start(&r, whole);
+        usleep((useconds_t)delay * 1000);
+        kill(pid, SIGTERM);
+        status = finish(pid);
+        cr_assert(status == 0 || status == 75 || status == 128 + SIGTERM, "exit status %d", status);
+    }
+    cr_assert(final_hash(&r) == expected);
+    test_run_close(&r);
+}
+
+Test(run, a_finished_run_says_so_and_a_locked_one_is_refused)
+{
+    test_run r;
+    make(&r, "finished");
+    cr_assert_eq(run(&r, whole), 0);
+    cr_assert_eq(run(&r, whole), 0);
+    char path[600];
+    run_folder f;
+    run_path(&r, path, sizeof path);
+    MUST(run_folder_open(&f, path, false));
+    expect_failure(&r, whole, 75, "another process");
+    run_folder_close(&f);
+    test_run_close(&r);
+}
+
+Test(run, another_model_in_the_folder_is_refused)
+{
+    test_run r;
+    make(&r, "other");
+    cr_assert_eq(run(&r, NULL), 0);
+    expect_failure(&r, (const char *[]){"model.hidden_size=48", NULL}, 78, "model.hidden_size");
+    expect_failure(&r, (const char *[]){"optimizer.weight_decay=0.2", NULL}, 78, "weight_decay");
+    cr_assert_eq(run(&r, (const char *[]){"train.steps=8", "optimizer.lr=0.001", "memory.host=64MiB", NULL}), 0);
+    test_run_close(&r);
+}
+
+Test(run, a_loss_that_is_not_finite_ends_with_70)
+{
+    test_run r;
+    make(&r, "nan");
+    cr_assert_eq(run(&r, (const char *[]){"train.steps=2", "checkpoint.every=1", NULL}), 0);
+    expect_failure(&r, (const char *[]){"optimizer.lr=9e5", "optimizer.schedule.min_lr=9e5", "train.steps=20", NULL}, 70, "not finite");
+    cr_assert_eq(run(&r, (const char *[]){"train.steps=2", NULL}), 0); /* the checkpoint still opens */
+    test_run_close(&r);
+}
+
+static void store_file(const test_run *r, char *out, size_t size)
+{
+    char list[700];
+    snprintf(list, sizeof list, "ls -S %s/run/store/* | head -1", r->dir);
+    FILE *p = popen(list, "r");
+    cr_assert(p != NULL && fgets(out, (int)size, p) != NULL);
+    pclose(p);
+    out[strcspn(out, "\n")] = '\0';
+}
+
+Test(run, a_flipped_bit_in_a_record_is_65_and_a_missing_store_file_66)
+{
+    test_run r;
+    char path[1024];
+    make(&r, "flipped");
+    cr_assert_eq(run(&r, (const char *[]){"memory.host=42MiB", NULL}), 0);
+    store_file(&r, path, sizeof path);
+    const int fd = open(path, O_RDWR);
+    struct stat st;
+    cr_assert(fd >= 0 && fstat(fd, &st) == 0);
+    for (off_t at = 100; at < st.st_size; at += 4096) {
+        unsigned char byte;
+        cr_assert_eq(pread(fd, &byte, 1, at), 1);
+        byte ^= 0x10;
+        cr_assert_eq(pwrite(fd, &byte, 1, at), 1);
+    }
+    close(fd);
+    expect_failure(&r, (const char *[]){"memory.host=42MiB", "train.steps=8", NULL}, 65, "section");
+    cr_assert_eq(unlink(path), 0);
+    expect_failure(&r, (const char *[]){"train.steps=8", NULL}, 66, path);
+    test_run_close(&r);
+}
+
+Test(run, what_cannot_work_is_refused_before_it_begins)
+{
+    test_run r;
+    make(&r, "refused");
+    expect_failure(&r, (const char *[]){"memory.host=20MiB", NULL}, 78, "does not fit");
+    expect_failure(&r, (const char *[]){"data.path=nowhere.bin", NULL}, 66, "nowhere.bin");
+    expect_failure(&r, (const char *[]){"model.num_experts=700000", "memory.host=200MiB", NULL}, 78, "");
+    expect_failure(&r, (const char *[]){"model.vocab_size=60", NULL}, 65, "60");
+    struct stat st;
+    if (stat("/dev/shm", &st) == 0) {
+        char ssd[128];
+        snprintf(ssd, sizeof ssd, "memory.ssd=[/dev/shm/moe-test-%d]", (int)getpid());
+        expect_failure(&r, (const char *[]){ssd, "memory.buffered=false", NULL}, 78, "tmpfs");
+        ssd[strlen(ssd) - 1] = '\0';
+        rmdir(ssd + strlen("memory.ssd=["));
+    }
+    test_run_close(&r);
+}
+
+Test(run, a_folder_that_cannot_be_made_is_73)
+{
+    test_run r;
+    make(&r, "uncreatable");
+    char command[1200];
+    snprintf(command, sizeof command, "rm -rf %s/run && echo > %s/run", r.dir, r.dir); /* a file where the folder should be */
+    cr_assert_eq(system(command), 0);
+    expect_failure(&r, NULL, 73, "run");
+    test_run_close(&r);
+}

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The short form of the fuzzers where clang is there, then all tests of a build. usage: tests/run.sh BUILD JOBS
+set -u
+build=$1 jobs=$2
+rc=0
+if command -v clang >/dev/null; then
+    tests/fuzz/run.sh short || rc=$?
+else
+    echo "fuzz: skipped, clang is not installed"
+fi
+ctest --test-dir "$build" --output-on-failure --parallel "$jobs" || rc=$?
+exit $rc
