@@ -6,8 +6,15 @@ enum { HELP_COLUMN = 30, HELP_WIDTH = 100 }; /* columns: where explanations begi
 
 const cli_option cli_common[] = {
     {.name = "help", .letter = 'h', .kind = CLI_FLAG, .offset = offsetof(cli_common_args, help), .help = "print this page"},
-    {.name = "version", .letter = 'V', .kind = CLI_FLAG, .offset = offsetof(cli_common_args, version), .help = "print the version"},
-    {.name = "trace", .kind = CLI_FLAG, .offset = offsetof(cli_common_args, trace), .help = "after an error, print the calls that led to it"},
+    {.name = "version",
+     .letter = 'V',
+     .kind = CLI_FLAG,
+     .offset = offsetof(cli_common_args, version),
+     .help = "print the version"},
+    {.name = "trace",
+     .kind = CLI_FLAG,
+     .offset = offsetof(cli_common_args, trace),
+     .help = "after an error, print the calls that led to it"},
 };
 const int cli_ncommon = sizeof cli_common / sizeof cli_common[0];
 
@@ -50,7 +57,8 @@ static void print_option(FILE *f, const cli_option *o)
 {
     char left[128], right[1024];
     const char *value = o->kind == CLI_CHOICE ? o->choices : o->value ? o->value : "VALUE";
-    int n = o->letter ? snprintf(left, sizeof left, "-%c, --%s", o->letter, o->name) : snprintf(left, sizeof left, "    --%s", o->name);
+    int n = o->letter ? snprintf(left, sizeof left, "-%c, --%s", o->letter, o->name)
+                      : snprintf(left, sizeof left, "    --%s", o->name);
     if (o->kind != CLI_FLAG)
         snprintf(left + n, sizeof left - (size_t)n, " %s%s", value, o->kind == CLI_LIST ? "..." : "");
     if (o->fallback && *o->fallback)

@@ -9,14 +9,15 @@ static config_origin at(const train_config *c, const char *name) { return config
 
 static void check_batch(const train_config *c, problems *p)
 {
-    const bool seq = good(c, "train.seq_len"), step = good(c, "train.tokens_per_step"), micro = good(c, "train.micro_batch_tokens");
+    const bool seq = good(c, "train.seq_len"), step = good(c, "train.tokens_per_step"),
+               micro = good(c, "train.micro_batch_tokens");
     const bool micro_given = at(c, "train.micro_batch_tokens").kind != ORIGIN_DEFAULT;
     if (seq && step && c->tokens_per_step % c->seq_len)
-        problems_add(p, at(c, "train.tokens_per_step"), "train.tokens_per_step", "expected a multiple of train.seq_len (%d), got %lld", c->seq_len,
-                     (long long)c->tokens_per_step);
+        problems_add(p, at(c, "train.tokens_per_step"), "train.tokens_per_step",
+                     "expected a multiple of train.seq_len (%d), got %lld", c->seq_len, (long long)c->tokens_per_step);
     if (seq && micro && micro_given && c->micro_batch_tokens % c->seq_len)
-        problems_add(p, at(c, "train.micro_batch_tokens"), "train.micro_batch_tokens", "expected a multiple of train.seq_len (%d), got %lld",
-                     c->seq_len, (long long)c->micro_batch_tokens);
+        problems_add(p, at(c, "train.micro_batch_tokens"), "train.micro_batch_tokens",
+                     "expected a multiple of train.seq_len (%d), got %lld", c->seq_len, (long long)c->micro_batch_tokens);
     if (step && micro && micro_given && c->tokens_per_step % c->micro_batch_tokens)
         problems_add(p, at(c, "train.micro_batch_tokens"), "train.micro_batch_tokens",
                      "expected a divisor of train.tokens_per_step (%lld), got %lld", (long long)c->tokens_per_step,
@@ -30,20 +31,22 @@ static void check_schedule(const train_config *c, problems *p)
 {
     char lr[TEXT_NUMBER], min[TEXT_NUMBER];
     const bool steps = good(c, "train.steps"), warmup = good(c, "optimizer.schedule.warmup_steps");
-    const bool decay = good(c, "optimizer.schedule.decay_steps"), wsd = good(c, "optimizer.schedule.kind") && c->schedule == SCHEDULE_WSD;
+    const bool decay = good(c, "optimizer.schedule.decay_steps"),
+               wsd = good(c, "optimizer.schedule.kind") && c->schedule == SCHEDULE_WSD;
     if (steps && warmup && c->warmup_steps > c->steps)
-        problems_add(p, at(c, "optimizer.schedule.warmup_steps"), "optimizer.schedule.warmup_steps", "expected at most train.steps (%lld), got %lld",
-                     (long long)c->steps, (long long)c->warmup_steps);
+        problems_add(p, at(c, "optimizer.schedule.warmup_steps"), "optimizer.schedule.warmup_steps",
+                     "expected at most train.steps (%lld), got %lld", (long long)c->steps, (long long)c->warmup_steps);
     if (wsd && decay && c->decay_steps < 1)
-        problems_add(p, at(c, "optimizer.schedule.kind"), "optimizer.schedule.decay_steps", "expected the length of the decay (kind wsd), got %s",
+        problems_add(p, at(c, "optimizer.schedule.kind"), "optimizer.schedule.decay_steps",
+                     "expected the length of the decay (kind wsd), got %s",
                      at(c, "optimizer.schedule.decay_steps").kind == ORIGIN_DEFAULT ? "nothing" : "0");
     else if (wsd && decay && steps && warmup && c->warmup_steps <= c->steps && c->decay_steps > c->steps - c->warmup_steps)
         problems_add(p, at(c, "optimizer.schedule.decay_steps"), "optimizer.schedule.decay_steps",
                      "expected at most train.steps - warmup_steps (%lld), got %lld", (long long)(c->steps - c->warmup_steps),
                      (long long)c->decay_steps);
     if (good(c, "optimizer.lr") && good(c, "optimizer.schedule.min_lr") && c->min_lr > c->lr)
-        problems_add(p, at(c, "optimizer.schedule.min_lr"), "optimizer.schedule.min_lr", "expected at most optimizer.lr (%s), got %s",
-                     text_double(lr, c->lr), text_double(min, c->min_lr));
+        problems_add(p, at(c, "optimizer.schedule.min_lr"), "optimizer.schedule.min_lr",
+                     "expected at most optimizer.lr (%s), got %s", text_double(lr, c->lr), text_double(min, c->min_lr));
 }
 
 static void check_balance(const train_config *c, problems *p)

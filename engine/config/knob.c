@@ -348,10 +348,18 @@ void knob_print(const knob *k, const train_config *c, text_buf *t)
     const void *at = field(k, c);
     const void *second = (const char *)c + k->offset2;
     switch (k->kind) {
-    case KNOB_INT: text_printf(t, "%d", *(const int *)at); break;
-    case KNOB_INT64: text_printf(t, "%lld", (long long)*(const int64_t *)at); break;
-    case KNOB_UINT64: text_printf(t, "%llu", (unsigned long long)*(const uint64_t *)at); break;
-    case KNOB_NUMBER: tree_print_number(t, *(const double *)at); break;
+    case KNOB_INT:
+        text_printf(t, "%d", *(const int *)at);
+        break;
+    case KNOB_INT64:
+        text_printf(t, "%lld", (long long)*(const int64_t *)at);
+        break;
+    case KNOB_UINT64:
+        text_printf(t, "%llu", (unsigned long long)*(const uint64_t *)at);
+        break;
+    case KNOB_NUMBER:
+        tree_print_number(t, *(const double *)at);
+        break;
     case KNOB_PAIR:
         text_add(t, "[");
         tree_print_number(t, *(const double *)at);
@@ -359,11 +367,23 @@ void knob_print(const knob *k, const train_config *c, text_buf *t)
         tree_print_number(t, *(const double *)second);
         text_add(t, "]");
         break;
-    case KNOB_BOOL: text_add(t, *(const bool *)at ? "true" : "false"); break;
-    case KNOB_CHOICE: print_choice(k, *(const int *)at, t); break;
-    case KNOB_WORD: text_add(t, *(char *const *)at); break;
-    case KNOB_SIZE: *(const uint64_t *)at ? print_size(t, *(const uint64_t *)at) : text_add(t, "null"); break;
-    case KNOB_PATH: *(char *const *)at ? tree_print_string(t, *(char *const *)at) : text_add(t, "null"); break;
-    case KNOB_PATHS: print_paths(t, *(char **const *)at, *(const int *)second); break;
+    case KNOB_BOOL:
+        text_add(t, *(const bool *)at ? "true" : "false");
+        break;
+    case KNOB_CHOICE:
+        print_choice(k, *(const int *)at, t);
+        break;
+    case KNOB_WORD:
+        text_add(t, *(char *const *)at);
+        break;
+    case KNOB_SIZE:
+        *(const uint64_t *)at ? print_size(t, *(const uint64_t *)at) : text_add(t, "null");
+        break;
+    case KNOB_PATH:
+        *(char *const *)at ? tree_print_string(t, *(char *const *)at) : text_add(t, "null");
+        break;
+    case KNOB_PATHS:
+        print_paths(t, *(char **const *)at, *(const int *)second);
+        break;
     }
 }

@@ -98,7 +98,8 @@ static void take_entry(config_detail *d, const config_entry *e, problems *p)
         d->value[i].at = e->node->at;
         if (!take_value(k, &d->values[i], e->node)) {
             d->value[i].bad = true;
-            problems_add(p, e->node->at, e->path, "expected %s, got %s", expected[k->kind], tree_describe(e->node, got, sizeof got));
+            problems_add(p, e->node->at, e->path, "expected %s, got %s", expected[k->kind],
+                         tree_describe(e->node, got, sizeof got));
         }
         return;
     }
@@ -135,7 +136,8 @@ static void blame(const config_detail *d, const char *sentence, problems *p)
         const char *name = d->family->keys[i].name;
         const size_t n = strlen(name);
         for (const char *s = strstr(sentence, name); s; s = strstr(s + 1, name)) {
-            const bool word = (s == sentence || !strchr("abcdefghijklmnopqrstuvwxyz_", s[-1])) && !(s[n] && strchr("abcdefghijklmnopqrstuvwxyz_", s[n]));
+            const bool word = (s == sentence || !strchr("abcdefghijklmnopqrstuvwxyz_", s[-1])) &&
+                              !(s[n] && strchr("abcdefghijklmnopqrstuvwxyz_", s[n]));
             if (word && (!first || s < first)) {
                 first = s;
                 at = d->value[i].at.kind == ORIGIN_DEFAULT ? d->model_type_at : d->value[i].at;
@@ -157,7 +159,8 @@ static bool find_family(config_detail *d, const config_entries *list, config_ori
     text_buf names = {0};
     list_families(&names);
     if (!given) {
-        problems_add(p, section, "model.model_type", "expected one of %s (or model.from: a Hugging Face folder), got nothing", names.data);
+        problems_add(p, section, "model.model_type", "expected one of %s (or model.from: a Hugging Face folder), got nothing",
+                     names.data);
     } else {
         char got[160];
         d->model_type_at = given->node->at;
@@ -165,7 +168,8 @@ static bool find_family(config_detail *d, const config_entries *list, config_ori
         const char *near = given->node->kind == TREE_SCALAR ? text_nearest(given->node->text, family_name_at, NULL) : NULL;
         if (!d->family)
             problems_add(p, given->node->at, given->path, "expected one of %s, got %s%s%s%s", names.data,
-                         tree_describe(given->node, got, sizeof got), near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
+                         tree_describe(given->node, got, sizeof got), near ? "; did you mean " : "", near ? near : "",
+                         near ? "?" : "");
     }
     text_free(&names);
     return d->family != NULL;

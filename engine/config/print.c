@@ -22,7 +22,8 @@ int family_class_keys(const model_family *f)
         int n = 0;
         if (other == f)
             continue;
-        while (n < shared && n < other->nkeys && strcmp(f->keys[f->nkeys - 1 - n].name, other->keys[other->nkeys - 1 - n].name) == 0)
+        while (n < shared && n < other->nkeys &&
+               strcmp(f->keys[f->nkeys - 1 - n].name, other->keys[other->nkeys - 1 - n].name) == 0)
             n++;
         shared = n;
     }
@@ -36,10 +37,18 @@ void model_value_print(const model_key *k, const model_value *v, text_buf *t)
         return;
     }
     switch (k->kind) {
-    case MODEL_INT: text_printf(t, "%lld", (long long)v->integer); break;
-    case MODEL_NUMBER: tree_print_number(t, v->number); break;
-    case MODEL_BOOL: text_add(t, v->boolean ? "true" : "false"); break;
-    case MODEL_STRING: tree_print_string(t, v->string); break;
+    case MODEL_INT:
+        text_printf(t, "%lld", (long long)v->integer);
+        break;
+    case MODEL_NUMBER:
+        tree_print_number(t, v->number);
+        break;
+    case MODEL_BOOL:
+        text_add(t, v->boolean ? "true" : "false");
+        break;
+    case MODEL_STRING:
+        tree_print_string(t, v->string);
+        break;
     case MODEL_INTS:
         text_add(t, "[");
         for (int i = 0; i < v->nints; i++)
@@ -79,10 +88,12 @@ static void print_model(const train_config *c, text_buf *t)
         text_add(t, "  from: ");
         tree_print_string(t, c->model_from);
         print_origin(c, config_state(c, "model.from")->at, "default", t);
-        text_printf(t, "\n  # its config.json: %s, vocab_size %d, hidden_size %d, %d layers, %d heads, %d key and value heads, head_dim %d,\n"
-                       "  # expert width %d, %d experts, %d per token\n",
-                    c->model.model_type, c->model.V, c->model.D, c->model.L, c->model.H, c->model.Hkv, c->model.hd, c->model.F, c->model.E,
-                    c->model.K);
+        text_printf(t,
+                    "\n  # its config.json: %s, vocab_size %d, hidden_size %d, %d layers, %d heads, %d key and value heads, "
+                    "head_dim %d,\n"
+                    "  # expert width %d, %d experts, %d per token\n",
+                    c->model.model_type, c->model.V, c->model.D, c->model.L, c->model.H, c->model.Hkv, c->model.hd, c->model.F,
+                    c->model.E, c->model.K);
         return;
     }
     text_printf(t, "  model_type: %s", d->family->model_type);
@@ -236,7 +247,8 @@ static bool same_value(const char *saved, const char *now, const char *key, cons
     char name[160];
     echo_line a, b;
     const echo_line wanted = {.key = name, .nkey = snprintf(name, sizeof name, "%s%s", key, suffix)};
-    return find_line(saved, &wanted, &a) && find_line(now, &wanted, &b) && a.nvalue == b.nvalue && memcmp(a.value, b.value, (size_t)a.nvalue) == 0;
+    return find_line(saved, &wanted, &a) && find_line(now, &wanted, &b) && a.nvalue == b.nvalue &&
+           memcmp(a.value, b.value, (size_t)a.nvalue) == 0;
 }
 
 /* A project that moves as a whole keeps its paths as written; a configuration that is saved elsewhere keeps where they lead. */
@@ -256,19 +268,22 @@ moe_err train_config_compare_echo(const char *saved, const char *now)
     text_buf t = {0};
     echo_line line, other;
     for (const char *p = saved; next_line(&p, &line);)
-        if ((!find_line(now, &line, &other) || line.nvalue != other.nvalue || memcmp(line.value, other.value, (size_t)line.nvalue) != 0) &&
+        if ((!find_line(now, &line, &other) || line.nvalue != other.nvalue ||
+             memcmp(line.value, other.value, (size_t)line.nvalue) != 0) &&
             !memmem(line.key, (size_t)line.nkey, " (absolute)", 11) && !paths_agree(saved, now, &line))
-            text_printf(&t, "%.*s: the run was started with %.*s, the configuration now says %.*s\n", line.nkey, line.key, line.nvalue, line.value,
-                        other.nvalue, other.value);
+            text_printf(&t, "%.*s: the run was started with %.*s, the configuration now says %.*s\n", line.nkey, line.key,
+                        line.nvalue, line.value, other.nvalue, other.value);
     for (const char *p = now; next_line(&p, &line);)
         if (!find_line(saved, &line, &other) && !memmem(line.key, (size_t)line.nkey, " (absolute)", 11))
-            text_printf(&t, "%.*s: the run was started with nothing, the configuration now says %.*s\n", line.nkey, line.key, line.nvalue,
-                        line.value);
+            text_printf(&t, "%.*s: the run was started with nothing, the configuration now says %.*s\n", line.nkey, line.key,
+                        line.nvalue, line.value);
     if (!t.used && !t.failed)
         return MOE_OK;
-    text_add(&t, "only memory.*, checkpoint.*, eval.*, run.*, train.steps, optimizer.lr and optimizer.schedule.* may change when a run is resumed; "
+    text_add(&t, "only memory.*, checkpoint.*, eval.*, run.*, train.steps, optimizer.lr and optimizer.schedule.* may change when "
+                 "a run is resumed; "
                  "use another --run-dir for a new run");
-    const moe_err rc = t.failed ? moe_fail(MOE_E_OS, "out of memory while comparing configurations") : moe_fail(MOE_E_CONFIG, "%s", t.data);
+    const moe_err rc =
+        t.failed ? moe_fail(MOE_E_OS, "out of memory while comparing configurations") : moe_fail(MOE_E_CONFIG, "%s", t.data);
     text_free(&t);
     return rc;
 }

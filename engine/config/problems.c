@@ -89,7 +89,8 @@ moe_err problems_fail(problems *p)
     const int hidden = problems_count(p) - shown;
     if (hidden > 0)
         text_printf(&t, "%s... and %d more", shown ? "\n" : "", hidden);
-    const moe_err rc = t.failed ? moe_fail(MOE_E_OS, "out of memory while reading %s", p->file) : moe_fail(MOE_E_CONFIG, "%s", t.data);
+    const moe_err rc =
+        t.failed ? moe_fail(MOE_E_OS, "out of memory while reading %s", p->file) : moe_fail(MOE_E_CONFIG, "%s", t.data);
     text_free(&t);
     return rc;
 }

@@ -113,7 +113,8 @@ static void take_entries(reading *r)
 static config_origin section_at(const reading *r, const char *section, size_t bytes)
 {
     for (int i = 0; i < r->root->n; i++)
-        if (r->root->kind == TREE_MAP && strlen(r->root->child[i].key) == bytes && strncmp(r->root->child[i].key, section, bytes) == 0)
+        if (r->root->kind == TREE_MAP && strlen(r->root->child[i].key) == bytes &&
+            strncmp(r->root->child[i].key, section, bytes) == 0)
             return r->root->child[i].key_at;
     return (config_origin){.kind = ORIGIN_FILE, .line = 1, .col = 1};
 }
@@ -127,7 +128,8 @@ static void refuse_missing(reading *r)
             continue;
         text_buf t = {0};
         knob_expected(k, &t);
-        problems_add(&r->p, section_at(r, k->name, strcspn(k->name, ".")), k->name, "expected %s, got nothing (required: %s)", t.data, k->help);
+        problems_add(&r->p, section_at(r, k->name, strcspn(k->name, ".")), k->name, "expected %s, got nothing (required: %s)",
+                     t.data, k->help);
         text_free(&t);
         s->bad = true;
     }
@@ -149,7 +151,8 @@ static moe_err take_model(reading *r)
     if (rc != MOE_OK) { /* its own exit code: the folder may be missing */
         char place[1024], sentence[MOE_ERROR_TEXT];
         moe_error_take(sentence, sizeof sentence);
-        return moe_fail(rc, "%s: model.from: %s", problems_place(&r->p, config_state(c, "model.from")->at, place, sizeof place), sentence);
+        return moe_fail(rc, "%s: model.from: %s", problems_place(&r->p, config_state(c, "model.from")->at, place, sizeof place),
+                        sentence);
     }
     c->detail->model_ready = true;
     return MOE_OK;
@@ -183,7 +186,8 @@ static moe_err read_all(reading *r, const char *text, size_t bytes)
     return c->data_path ? MOE_OK : no_memory(c->source);
 }
 
-moe_err train_config_parse(train_config **out, const char *text, size_t bytes, const char *source, const char *const *sets, int nsets)
+moe_err train_config_parse(train_config **out, const char *text, size_t bytes, const char *source, const char *const *sets,
+                           int nsets)
 {
     reading r = {.c = calloc(1, sizeof *r.c), .p = {.file = source, .sets = sets}, .nsets = nsets};
     moe_err rc = MOE_OK;

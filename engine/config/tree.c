@@ -11,10 +11,10 @@ typedef struct reader {
     problems *p;
     tree_node *open[TREE_DEPTH_MAX]; /* lists and mappings that are not closed */
     int depth, nodes;
-    char *key;                       /* read, its value not yet */
+    char *key; /* read, its value not yet */
     config_origin key_at;
     tree_node *root;
-    moe_err rc;                      /* MOE_E_OS: out of memory */
+    moe_err rc; /* MOE_E_OS: out of memory */
 } reader;
 
 static config_origin place(const reader *r, yaml_mark_t mark)
@@ -142,10 +142,14 @@ static bool add_scalar(reader *r, const yaml_event_t *e)
 static bool is_decorated(const yaml_event_t *e)
 {
     switch (e->type) {
-    case YAML_SCALAR_EVENT: return e->data.scalar.anchor || e->data.scalar.tag;
-    case YAML_SEQUENCE_START_EVENT: return e->data.sequence_start.anchor || e->data.sequence_start.tag;
-    case YAML_MAPPING_START_EVENT: return e->data.mapping_start.anchor || e->data.mapping_start.tag;
-    default: return false;
+    case YAML_SCALAR_EVENT:
+        return e->data.scalar.anchor || e->data.scalar.tag;
+    case YAML_SEQUENCE_START_EVENT:
+        return e->data.sequence_start.anchor || e->data.sequence_start.tag;
+    case YAML_MAPPING_START_EVENT:
+        return e->data.mapping_start.anchor || e->data.mapping_start.tag;
+    default:
+        return false;
     }
 }
 

@@ -1,5 +1,5 @@
-/* TensorBoard event files: records of (length, masked crc of the length, data, masked crc of the data), the data a protobuf `Event` of
- * tensorflow/core/util/event.proto, written by hand: a dozen fields of three wire types. */
+/* TensorBoard event files: records of (length, masked crc of the length, data, masked crc of the data), the data a protobuf
+ * `Event` of tensorflow/core/util/event.proto, written by hand: a dozen fields of three wire types. */
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -91,7 +91,8 @@ static moe_err append_event(log_file *f, text_buf *event)
     text_add_bytes(&t, event->data, event->used);
     crc = masked_crc(event->data, event->used);
     text_add_bytes(&t, &crc, sizeof crc);
-    const moe_err rc = t.failed || event->failed ? moe_fail(MOE_E_OS, "out of memory for an event of %s", f->path) : log_append(f, t.data, t.used);
+    const moe_err rc = t.failed || event->failed ? moe_fail(MOE_E_OS, "out of memory for an event of %s", f->path)
+                                                 : log_append(f, t.data, t.used);
     text_free(&t);
     text_free(event);
     return rc;

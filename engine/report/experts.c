@@ -8,7 +8,10 @@
 
 #include "engine/report/files.h"
 
-static size_t record_bytes(uint32_t layers, uint32_t experts) { return sizeof(uint64_t) + (size_t)layers * experts * sizeof(uint32_t); }
+static size_t record_bytes(uint32_t layers, uint32_t experts)
+{
+    return sizeof(uint64_t) + (size_t)layers * experts * sizeof(uint32_t);
+}
 
 /* Keeps the records whose steps rise up to `last`. */
 static moe_err cut_after(experts_log *l, int64_t last)
@@ -22,16 +25,17 @@ static moe_err cut_after(experts_log *l, int64_t last)
     if (st.st_size >= (off_t)sizeof h) {
         if (pread(fd, &h, sizeof h, 0) != (ssize_t)sizeof h)
             return moe_fail(MOE_E_IO, "cannot read %s: %s", l->file.path, strerror(errno));
-        if (memcmp(h.magic, EXPERTS_MAGIC, sizeof h.magic) != 0 || h.layers == 0 || h.experts == 0 || h.layers > 1 << 16 || h.experts > 1 << 20)
-            return moe_fail(MOE_E_DATA, "%s: expected a file that begins with %s; move it away to go on without its history", l->file.path,
-                            EXPERTS_MAGIC);
+        if (memcmp(h.magic, EXPERTS_MAGIC, sizeof h.magic) != 0 || h.layers == 0 || h.experts == 0 || h.layers > 1 << 16 ||
+            h.experts > 1 << 20)
+            return moe_fail(MOE_E_DATA, "%s: expected a file that begins with %s; move it away to go on without its history",
+                            l->file.path, EXPERTS_MAGIC);
         l->layers = h.layers;
         l->experts = h.experts;
         const size_t record = record_bytes(h.layers, h.experts);
         uint64_t step, before = 0;
         keep = sizeof h;
-        while (keep + (off_t)record <= st.st_size && pread(fd, &step, sizeof step, keep) == (ssize_t)sizeof step && step > before &&
-               step <= (uint64_t)last) {
+        while (keep + (off_t)record <= st.st_size && pread(fd, &step, sizeof step, keep) == (ssize_t)sizeof step &&
+               step > before && step <= (uint64_t)last) {
             before = step;
             keep += (off_t)record;
         }
@@ -70,8 +74,8 @@ moe_err experts_step(experts_log *l, const step_metrics *m)
     if (l->layers == 0)
         TRY(write_header(l, m));
     if (l->layers != (uint32_t)m->layers || l->experts != (uint32_t)m->experts)
-        return moe_fail(MOE_E_DATA, "%s: holds %u layers of %u experts, the model has %d of %d", l->file.path, l->layers, l->experts, m->layers,
-                        m->experts);
+        return moe_fail(MOE_E_DATA, "%s: holds %u layers of %u experts, the model has %d of %d", l->file.path, l->layers,
+                        l->experts, m->layers, m->experts);
     const size_t bytes = record_bytes(l->layers, l->experts), n = (size_t)m->layers * (size_t)m->experts;
     char *record = malloc(bytes);
     if (!record)

@@ -98,7 +98,10 @@ static void collect(const live *l, const step_metrics *m, bool brief, parts *p)
         part(p, "", "%.1f GFLOP/s", m->gflops_per_second);
 }
 
-static int part_width(const parts *p, int i) { return (int)strlen(p->label[i]) + (*p->label[i] ? 1 : 0) + (int)strlen(p->value[i]); }
+static int part_width(const parts *p, int i)
+{
+    return (int)strlen(p->label[i]) + (*p->label[i] ? 1 : 0) + (int)strlen(p->value[i]);
+}
 
 /* As many parts as fit into `width` columns (0: all), two blanks apart where there is room. */
 static void join(text_buf *t, const parts *p, int width, bool color)

@@ -22,8 +22,8 @@ static bool step_of(const char *line, size_t n, int64_t *step)
     return ok;
 }
 
-/* How many bytes from the beginning stay: whole lines up to `last`. *tidy: the file ends right there. A line that is no object with
- * a step is what a crash leaves at the very end; anywhere else the file was damaged. */
+/* How many bytes from the beginning stay: whole lines up to `last`. *tidy: the file ends right there. A line that is no object
+ * with a step is what a crash leaves at the very end; anywhere else the file was damaged. */
 static moe_err find_cut(FILE *f, const char *path, int64_t last, long *keep, bool *tidy)
 {
     char *line = NULL;
@@ -37,8 +37,9 @@ static moe_err find_cut(FILE *f, const char *path, int64_t last, long *keep, boo
         number++;
         if (broken) {
             free(line);
-            return moe_fail(MOE_E_DATA, "%s:%ld: expected a JSON object with a \"step\"; move the file away to go on without its history", path,
-                            broken);
+            return moe_fail(MOE_E_DATA,
+                            "%s:%ld: expected a JSON object with a \"step\"; move the file away to go on without its history",
+                            path, broken);
         }
         if (line[n - 1] != '\n' || !step_of(line, (size_t)n, &step))
             broken = number;

@@ -71,7 +71,8 @@ static void machine_rows(text_buf *t, const run_summary *s)
     }
     if (s->ssd_read_bytes + s->ssd_write_bytes > 0) {
         row(t, "SSD");
-        text_printf(t, "%s read, %s written", text_bytes(a, (double)s->ssd_read_bytes), text_bytes(b, (double)s->ssd_write_bytes));
+        text_printf(t, "%s read, %s written", text_bytes(a, (double)s->ssd_read_bytes),
+                    text_bytes(b, (double)s->ssd_write_bytes));
         if (s->spill_bytes)
             text_printf(t, ", %s of it activations", text_bytes(a, (double)s->spill_bytes));
         if (s->ssd_read_wasted_bytes)
@@ -82,8 +83,8 @@ static void machine_rows(text_buf *t, const run_summary *s)
         row(t, "SSD while busy");
         text_printf(t, "%.2f GB/s", s->ssd_bytes_per_second * 1e-9);
         if (isfinite(s->ssd_peak_bytes_per_second) && s->ssd_peak_bytes_per_second > 0)
-            text_printf(t, ", %.0f %% of what the drive does (%.2f)", s->ssd_bytes_per_second / s->ssd_peak_bytes_per_second * 100,
-                        s->ssd_peak_bytes_per_second * 1e-9);
+            text_printf(t, ", %.0f %% of what the drive does (%.2f)",
+                        s->ssd_bytes_per_second / s->ssd_peak_bytes_per_second * 100, s->ssd_peak_bytes_per_second * 1e-9);
         text_add(t, "\n");
     }
     if (s->peak_rss_bytes) {

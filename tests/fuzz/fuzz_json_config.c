@@ -9,7 +9,8 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-/* What our limits and YAML itself refuse in JSON: keys over 1024 bytes, deep nesting, and control or special characters as they stand. */
+/* What our limits and YAML itself refuse in JSON: keys over 1024 bytes, deep nesting, and control or special characters as they
+ * stand. */
 static bool is_plain(const uint8_t *data, size_t size)
 {
     int depth = 0;
@@ -23,7 +24,8 @@ static bool is_plain(const uint8_t *data, size_t size)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    if (size > 1000 || size == 0 || data[0] != '{' || memmem(data, size, "not YAML", 8) || memmem(data, size, "from", 4) || memmem(data, size, "\\", 1))
+    if (size > 1000 || size == 0 || data[0] != '{' || memmem(data, size, "not YAML", 8) || memmem(data, size, "from", 4) ||
+        memmem(data, size, "\\", 1))
         return 0;
     train_config *c;
     json_t *o = json_loadb((const char *)data, size, JSON_REJECT_DUPLICATES, NULL);

@@ -1,5 +1,5 @@
-/* Any bytes as a configuration, with the example of the README around them or alone: no crash, no leak, and what loads prints as text that
- * loads to the same. */
+/* Any bytes as a configuration, with the example of the README around them or alone: no crash, no leak, and what loads prints as
+ * text that loads to the same. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,7 +39,10 @@ static void expect_round_trip(const train_config *c)
 }
 
 /* model.from opens folders: that is another reader's test, and the input must not choose which files are touched. */
-static bool names_a_folder(const uint8_t *data, size_t size) { return memmem(data, size, "from", 4) != NULL || memmem(data, size, "\\", 1) != NULL; }
+static bool names_a_folder(const uint8_t *data, size_t size)
+{
+    return memmem(data, size, "from", 4) != NULL || memmem(data, size, "\\", 1) != NULL;
+}
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -53,7 +56,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     train_config_free(c);
 
     /* As the value of an override on a configuration that is fine. */
-    static const char base[] = "{model: {model_type: qwen3_moe, num_experts_per_tok: 2}, data: {path: d}, train: {steps: 9, seq_len: 4, tokens_per_step: 8}}";
+    static const char base[] = "{model: {model_type: qwen3_moe, num_experts_per_tok: 2}, data: {path: d}, train: {steps: 9, "
+                               "seq_len: 4, tokens_per_step: 8}}";
     char *set = strndup((const char *)data, size);
     const char *sets[] = {set};
     if (set && train_config_parse(&c, base, sizeof base - 1, "/fuzz.yaml", sets, 1) == MOE_OK)
