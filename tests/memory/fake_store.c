@@ -21,6 +21,8 @@ struct store {
     int fail_reads, fail_writes;
     store_op **waiting; /* grows */
     int nwaiting, room;
+    store_op **held; /* transferred behind the gate, not ended */
+    int nheld;
     store_op *running;
     unsigned char **place; /* [sections][parts][slots] */
     unsigned char *spill;
@@ -77,6 +79,14 @@ static bool is_named(const checkpoint *c, section_id s, int slot, bool grad)
     return false;
 }
 
+static void compare_places(store *s, const store_op *op, const store_op *other)
+{
+    if (other != NULL && other != op && (other->write || op->write) && same_place(op, other))
+        complain(s, "two operations on one place", op);
+    if (other == op)
+        complain(s, "submitted twice", op);
+}
+
 static void watch(store *s, const store_op *op)
 {
     if (op->spill) {
@@ -92,22 +102,38 @@ static void watch(store *s, const store_op *op)
     }
     if ((uintptr_t)op->buf % IO_ALIGN != 0)
         complain(s, "unaligned buffer", op);
-    for (int i = -1; i < s->nwaiting; i++) {
-        const store_op *other = i < 0 ? s->running : s->waiting[i];
-        if (other != NULL && other != op && (other->write || op->write) && same_place(op, other))
-            complain(s, "two operations on one place", op);
-        if (other == op)
-            complain(s, "submitted twice", op);
-    }
+    compare_places(s, op, s->running);
+    for (int i = 0; i < s->nwaiting; i++)
+        compare_places(s, op, s->waiting[i]);
+    for (int i = 0; i < s->nheld; i++)
+        compare_places(s, op, s->held[i]);
+}
+
+static size_t op_bytes(const store *s, const store_op *op) { return op->spill ? op->bytes : s->c.part_bytes; }
+
+/* The sum of a buffer at submission, kept where the real store keeps its own things. */
+static void remember(store *s, store_op *op)
+{
+    const uint64_t sum = op->write && !s->c.lax ? sum_of(op->buf, op_bytes(s, op)) : 0;
+    memcpy(op->private_, &sum, sizeof sum);
+}
+
+static bool unchanged(const store *s, const store_op *op)
+{
+    uint64_t sum;
+    memcpy(&sum, op->private_, sizeof sum);
+    return !op->write || s->c.lax || sum == sum_of(op->buf, op_bytes(s, op));
 }
 
 void store_submit(store *s, store_op *op)
 {
     pthread_mutex_lock(&s->lock);
     watch(s, op);
-    if (s->nwaiting == s->room) {
+    remember(s, op);
+    if (s->nwaiting + s->nheld >= s->room) {
         s->room = s->room * 2 + 16;
         s->waiting = realloc(s->waiting, (size_t)s->room * sizeof *s->waiting);
+        s->held = realloc(s->held, (size_t)s->room * sizeof *s->held);
     }
     s->waiting[s->nwaiting++] = op;
     pthread_cond_signal(&s->work);
@@ -167,32 +193,50 @@ static void transfer(store *s, store_op *op, bool fails)
         memcpy(op->buf, s->spill + op->offset, op->bytes);
 }
 
+/* With the lock; picks one of the waiting, moves its bytes and ends it, unless the gate is closed. */
+static void run_one(store *s)
+{
+    const int i = (int)(next_random(s) % (uint64_t)s->nwaiting);
+    store_op *op = s->waiting[i];
+    s->waiting[i] = s->waiting[--s->nwaiting];
+    s->running = op;
+    const int chance = (int)(next_random(s) % 1000);
+    const bool fails = chance < (op->write ? s->fail_writes : s->fail_reads) || s->problem[0] != '\0';
+    const int delay = s->c.delay_us > 0 ? (int)(next_random(s) % (uint64_t)s->c.delay_us) : 0;
+    pthread_mutex_unlock(&s->lock);
+    if (delay > 20)
+        usleep((useconds_t)delay);
+    transfer(s, op, fails);
+    const bool same = unchanged(s, op);
+    pthread_mutex_lock(&s->lock);
+    if (!same)
+        complain(s, "the buffer changed", op);
+    *(op->write ? &s->writes : &s->reads) += 1;
+    s->running = NULL;
+    if (s->closed) {
+        s->held[s->nheld++] = op;
+        return;
+    }
+    pthread_mutex_unlock(&s->lock);
+    op->done(op);
+    pthread_mutex_lock(&s->lock);
+}
+
 static void *run(void *user)
 {
     store *s = user;
     pthread_mutex_lock(&s->lock);
-    for (;;) {
-        while ((s->nwaiting == 0 || s->closed) && !s->quit)
+    while (s->nwaiting > 0 || s->nheld > 0 || !s->quit) {
+        if (s->nheld > 0 && !s->closed) {
+            store_op *op = s->held[--s->nheld];
+            pthread_mutex_unlock(&s->lock);
+            op->done(op);
+            pthread_mutex_lock(&s->lock);
+        } else if (s->nwaiting > 0) {
+            run_one(s);
+        } else {
             pthread_cond_wait(&s->work, &s->lock);
-        if (s->nwaiting == 0)
-            break;
-        const int i = (int)(next_random(s) % (uint64_t)s->nwaiting);
-        store_op *op = s->waiting[i];
-        s->waiting[i] = s->waiting[--s->nwaiting];
-        s->running = op;
-        const int chance = (int)(next_random(s) % 1000);
-        const bool fails = chance < (op->write ? s->fail_writes : s->fail_reads) || s->problem[0] != '\0';
-        const int delay = s->c.delay_us > 0 ? (int)(next_random(s) % (uint64_t)s->c.delay_us) : 0;
-        *(op->write ? &s->writes : &s->reads) += 1;
-        pthread_mutex_unlock(&s->lock);
-        if (delay > 20)
-            usleep((useconds_t)delay);
-        transfer(s, op, fails);
-        pthread_mutex_lock(&s->lock);
-        s->running = NULL;
-        pthread_mutex_unlock(&s->lock);
-        op->done(op);
-        pthread_mutex_lock(&s->lock);
+        }
     }
     pthread_mutex_unlock(&s->lock);
     return NULL;
@@ -223,6 +267,7 @@ void fake_store_close(store *s)
     free(s->place);
     free(s->spill);
     free(s->waiting);
+    free(s->held);
     free(s);
 }
 
