@@ -11,10 +11,12 @@ TILE_TABLE(weight_tile, 1, TILE_ROWS)
 
 enum {
     K_MOST = 1024,     /* k's of a task                                                        */
-    ROWS_MOST = 3 * STEPS, /* rows packed at a time: 3.2 MB of the scratch                     */
+    ROWS_MOST = STEPS, /* rows packed at a time: at most 2.1 MB                                */
     SPAN = (K_MOST / TILE_ROWS + 2) * TILE_ROWS, /* packed floats a row: strips may all be one short */
-    SCRATCH_X = ROWS_MOST * SPAN + V16,
-    SCRATCH_DY = TILE_VECS * STEPS * V16,
+    SCRATCH_X = ROWS_MOST * SPAN + (SPAN / TILE_ROWS) * V16,
+    PACK_PANELS = 8,   /* of dy packed at a time                                                */
+    DY_VEC = STEPS * V16, /* floats from panel to panel of packed dy                            */
+    SCRATCH_DY = PACK_PANELS * DY_VEC,
     RANGE_LEAST = 4, RANGE_MOST = 64, /* panels of a task */
 };
 _Static_assert((SCRATCH_X + SCRATCH_DY) * sizeof(float) <= KERNEL_SCRATCH_BYTES, "scratch of the weight gradient");
@@ -35,33 +37,36 @@ typedef struct task {
     bool load, stream;
 } task;
 
-/* x[strip][row][TILE_ROWS]: whole vectors are written, the next row or strip repairs what they overlap. */
+/* Floats from one strip of packed x to the next; the pad takes the overhang of the last row and spreads the strips over cache sets. */
+static size_t strip_floats(int64_t rows) { return (size_t)rows * TILE_ROWS + V16; }
+
+/* x[strip][row][TILE_ROWS]: whole vectors are written, the next row repairs what they overlap. */
 static void pack_x(const plan *p, const task *t)
 {
     const int64_t strips = tile_count(t->k_end - t->k, TILE_ROWS);
-    for (int64_t i = 0; i < strips; i++) {
-        const int k = t->k + (int)tile_cut(t->k_end - t->k, strips, i);
-        const int room = p->a->K - k;
-        const float *from = p->a->x + (size_t)t->row * p->a->ldx + k;
-        float *to = t->x + (size_t)i * (size_t)t->rows * TILE_ROWS;
-        if (room >= V16)
-            for (int64_t r = 0; r < t->rows; r++, from += p->a->ldx, to += TILE_ROWS)
-                v16_store(to, v16_load(from));
-        else
-            for (int64_t r = 0; r < t->rows; r++, from += p->a->ldx, to += TILE_ROWS)
-                v16_store(to, v16_load_n(from, room));
+    for (int64_t r = 0; r < t->rows; r++) {
+        const float *row = p->a->x + (size_t)(t->row + r) * p->a->ldx;
+        float *to = t->x + (size_t)r * TILE_ROWS;
+        for (int64_t i = 0; i < strips; i++, to += strip_floats(t->rows)) {
+            const int k = t->k + (int)tile_cut(t->k_end - t->k, strips, i), room = p->a->K - k;
+            v16_store(to, room >= V16 ? v16_load(row + k) : v16_load_n(row + k, room));
+        }
     }
 }
 
-/* dy[vec][row][16]; outputs past N read as zero. */
-static void pack_dy(const plan *p, const task *t, int panel, int vecs, int64_t row, int steps)
+/* dy[vec][row][16] for the panels that are next; outputs past N read as zero. Rows are too far apart for the processor to guess, and a
+ * power of two of them apart share cache sets: so PACK_PANELS lines are taken from a row at once, and the rows to come are fetched. */
+static void pack_dy(const plan *p, const task *t, int panel, int panels)
 {
-    for (int j = 0; j < vecs; j++) {
-        const int n = (panel + j) * PANEL, room = p->a->N - n < V16 ? p->a->N - n : V16;
-        const float *from = p->a->y + (size_t)row * p->a->ldy + n;
-        float *to = t->dy + (size_t)j * STEPS * V16;
-        for (int r = 0; r < steps; r++, from += p->a->ldy, to += V16)
-            v16_store(to, room == V16 ? v16_load(from) : v16_load_n(from, room));
+    enum { AHEAD = 4 };
+    for (int64_t r = 0; r < t->rows; r++) {
+        const float *from = p->a->y + (size_t)(t->row + r) * p->a->ldy + (size_t)panel * PANEL;
+        float *to = t->dy + (size_t)r * V16;
+        for (int j = 0; j < panels; j++, from += PANEL, to += DY_VEC) {
+            const int room = p->a->N - (panel + j) * PANEL;
+            _mm_prefetch((const char *)(from + AHEAD * p->a->ldy), _MM_HINT_T0);
+            v16_store(to, room >= V16 ? v16_load(from) : v16_load_n(from, room));
+        }
     }
 }
 
@@ -80,36 +85,40 @@ static void run_padded(tile *t, tile_fn run, int rows, int real)
             t->c[i * V16 + lane] = pads[i][lane];
 }
 
-static void run_strip(const plan *p, const task *k, int panel)
+/* All strips of k for the panels [panel, panel + vecs), whose dy is packed at `dy`. */
+static void run_strip(const plan *p, const task *k, int panel, int vecs, const float *dy)
 {
     const size_t K = (size_t)p->a->K;
-    int vecs = k->panel_end - panel < TILE_VECS ? k->panel_end - panel : TILE_VECS;
     const int real = p->a->N - (panel + vecs - 1) * PANEL; /* outputs of the last panel */
     const int64_t strips = tile_count(k->k_end - k->k, TILE_ROWS);
-    const int64_t parts = tile_count(k->rows, STEPS);
-    for (int64_t part = 0; part < parts; part++) {
-        const int64_t s = tile_cut(k->rows, parts, part);
-        tile t = {.b_vec = (size_t)STEPS * V16, .c_row = PANEL, .c_vec = K * PANEL, .last = V16, .next_block = TILE_ROWS * PANEL};
-        t.steps = (int)(tile_cut(k->rows, parts, part + 1) - s);
-        t.load = k->load || s > 0;
-        t.stream = k->stream && s + t.steps == k->rows;
-        pack_dy(p, k, panel, vecs, k->row + s, t.steps);
-        for (int64_t i = 0; i < strips; i++) {
-            const int cut = (int)tile_cut(k->k_end - k->k, strips, i), next = (int)tile_cut(k->k_end - k->k, strips, i + 1);
-            t.a = k->x + ((size_t)i * (size_t)k->rows + (size_t)s) * TILE_ROWS;
-            t.b = k->dy;
-            t.c = k->dw + ((size_t)panel * K + (size_t)(k->k + cut)) * PANEL;
-            t.next[0] = t.stream ? t.b : t.c + TILE_ROWS * PANEL; /* the tiles that follow, unless they are only written */
-            t.next[1] = t.stream ? t.b : t.next[0] + (size_t)(vecs - 1) * t.c_vec;
-            if (real >= PANEL) {
-                weight_tile[vecs - 1][next - cut - 1](&t);
-                continue;
-            }
-            if (vecs > 1)
-                weight_tile[vecs - 2][next - cut - 1](&t);
-            t.b += (size_t)(vecs - 1) * t.b_vec, t.c += (size_t)(vecs - 1) * t.c_vec;
-            run_padded(&t, weight_tile[0][next - cut - 1], next - cut, real);
+    tile t = {.b_vec = DY_VEC, .c_row = PANEL, .c_vec = K * PANEL, .a_block = V16 * TILE_ROWS, .last = V16, .next_block = TILE_ROWS * PANEL};
+    t.steps = (int)k->rows, t.load = k->load, t.stream = k->stream;
+    for (int64_t i = 0; i < strips; i++) {
+        const int cut = (int)tile_cut(k->k_end - k->k, strips, i), rows = (int)tile_cut(k->k_end - k->k, strips, i + 1) - cut;
+        t.a = k->x + (size_t)i * strip_floats(k->rows);
+        t.b = dy;
+        t.c = k->dw + ((size_t)panel * K + (size_t)(k->k + cut)) * PANEL;
+        t.next[0] = t.stream ? t.b : t.c + TILE_ROWS * PANEL; /* the tiles that follow, unless they are only written */
+        t.next[1] = t.stream ? t.b : t.next[0] + (size_t)(vecs - 1) * t.c_vec;
+        if (real >= PANEL) {
+            weight_tile[vecs - 1][rows - 1](&t);
+            continue;
         }
+        if (vecs > 1)
+            weight_tile[vecs - 2][rows - 1](&t);
+        t.b += (size_t)(vecs - 1) * t.b_vec, t.c += (size_t)(vecs - 1) * t.c_vec;
+        run_padded(&t, weight_tile[0][rows - 1], rows, real);
+    }
+}
+
+static void run_block(const plan *p, const task *t)
+{
+    pack_x(p, t);
+    for (int first = t->panel; first < t->panel_end; first += PACK_PANELS) {
+        const int end = first + PACK_PANELS < t->panel_end ? first + PACK_PANELS : t->panel_end;
+        pack_dy(p, t, first, end - first);
+        for (int panel = first; panel < end; panel += TILE_VECS)
+            run_strip(p, t, panel, end - panel < TILE_VECS ? end - panel : TILE_VECS, t->dy + (size_t)(panel - first) * DY_VEC);
     }
 }
 
@@ -137,10 +146,8 @@ static void run_tasks(void *ctx, int64_t begin, int64_t end, int worker)
             t.row = first + tile_cut(rows, blocks, b);
             t.rows = first + tile_cut(rows, blocks, b + 1) - t.row;
             t.load = b > 0 || a->accumulate;
-            t.stream = !t.load && blocks == 1 && rows <= STEPS && (uintptr_t)t.dw % 64 == 0;
-            pack_x(p, &t);
-            for (int panel = t.panel; panel < t.panel_end; panel += TILE_VECS)
-                run_strip(p, &t, panel);
+            t.stream = !t.load && blocks == 1 && (uintptr_t)t.dw % 64 == 0;
+            run_block(p, &t);
         }
     }
     _mm_sfence(); /* streamed stores, before another thread reads them */

@@ -2,14 +2,14 @@
  *
  *     c[i, j] = chain over s of a[i, s] * b[s, j]      i: broadcast side, j: vectors, s: the reduction, in order
  *
- * forward: i = row, j = panel, s = k     a = copied rows of x, b = panels of w as stored
- * dx:      i = row, j = 16 k's, s = n    a = copied rows of dy, b = transposed blocks of w
- * dw:      i = k,   j = panel, s = row   a = packed x, b = packed dy
+ * forward: i = row, j = panel,    s = k     a = copied rows of x,        b = panels of w as stored
+ * dx:      i = k,   j = 16 rows,  s = n     a = panels of w as stored,   b = transposed dy
+ * dw:      i = k,   j = panel,    s = row   a = packed x,                b = packed dy
  *
  * AVX-512: 14 x 2 accumulators, 2 b, 1 broadcast: 31 of 32 registers; a step is 28 FMAs (14 cycles) and 16 loads (8 cycles).
  * AVX2: 6 x 1 vectors = 12 ymm, 2 b, 1 broadcast: 15 of 16; a step is 12 FMAs (6 cycles) and 8 loads (4 cycles).
- * The reduction is cut into STEPS at a time so that b (TILE_VECS * STEPS * 64 bytes) stays in L1 while the rows pass by; the chain
- * continues through c. Rule: how a tile is cut changes nothing but speed: every output is one chain in the order of s. */
+ * The reduction is cut into STEPS at a time so that b (TILE_VECS * STEPS * 64 bytes) stays close while the rows pass by; the chain
+ * continues through c, and the longer a cut the less c is read and written (sweep: 512 against 256, + 5 % at 512 rows on AVX-512). Rule: how a tile is cut changes nothing but speed: every output is one chain in the order of s. */
 #ifndef MOE_KERNELS_CPU_MATMUL_TILE_H
 #define MOE_KERNELS_CPU_MATMUL_TILE_H
 
@@ -18,22 +18,18 @@
 #include "kernels/cpu/simd.h"
 
 #if MOE_SIMD_512
-enum { TILE_ROWS = 14, TILE_VECS = 2, ROW_BLOCK = 588 /* rows of a copied at a time: 640 KB, with b and c inside a 1-2 MB L2 */ };
+enum { TILE_ROWS = 14, TILE_VECS = 2, STEPS = 512, ROW_BLOCK = 588 /* rows of a copied at a time: 1.2 MB of a 2 MB L2 */ };
 #else
-enum { TILE_ROWS = 6, TILE_VECS = 1, ROW_BLOCK = 264 /* 287 KB: an L2 of 512 KB */ };
+enum { TILE_ROWS = 6, TILE_VECS = 1, STEPS = 256, ROW_BLOCK = 264 /* 287 KB of a 512 KB L2 */ };
 #endif
-enum {
-    STEPS = 256,
-    A_LD = STEPS + 16, /* floats from row to row of the copied a: 17 lines, so rows do not share cache sets */
-};
-_Static_assert(STEPS % V16 == 0, "dx transposes whole blocks of 16");
+enum { A_LD = STEPS + V16 }; /* floats from row to row of the copied a: an odd number of lines, so rows do not share cache sets */
 
 typedef struct tile {
-    const float *a;
+    const float *a;    /* steps a_step apart, every 16 steps a_block apart */
     const float *b;    /* vector j of step s at b + j * b_vec + s * 16 */
     float *c;          /* vector (i, j) at c + i * c_row + j * c_vec   */
     const float *next[2]; /* prefetched: each 16 lines every 16 steps, next_block floats apart */
-    size_t b_vec, c_row, c_vec, next_block;
+    size_t a_block, b_vec, c_row, c_vec, next_block;
     int steps;
     int last;    /* lanes of the last vector that exist, 1 .. 16 */
     bool load;   /* the chain continues what c holds             */
@@ -42,34 +38,32 @@ typedef struct tile {
 
 typedef void (*tile_fn)(const tile *t);
 
-/* One tile; everything but t is a constant where it is inlined. a[i, s] at a + i * a_row + s * a_step. */
+/* One tile; everything but t is a constant where it is inlined. a[i, s] at a + i * a_row + s * a_step, see a_block. */
 SIMD void tile_run(const tile *t, const int rows, const int vecs, const size_t a_row, const size_t a_step)
 {
     v16 acc[TILE_ROWS][TILE_VECS];
     const float *a = t->a, *b = t->b, *next0 = t->next[0], *next1 = t->next[1];
     const size_t b_vec = t->b_vec, c_row = t->c_row, c_vec = t->c_vec;
-    const int last = t->last;
-    float *c = t->c;
-/* Every vector of the tile in turn, `at` its place in c; `edge` for the last one of a row. */
-#define TILE_EACH(all, edge)                                                                                 \
-    _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++)                                                  \
-    {                                                                                                        \
-        _Pragma("GCC unroll 2") for (int j = 0; j < vecs; j++)                                               \
-        {                                                                                                    \
-            float *const at = c + (size_t)i * c_row + (size_t)j * c_vec;                                     \
-            (void)at;                                                                                        \
-            if (j < vecs - 1)                                                                                \
-                all;                                                                                         \
-            else                                                                                             \
-                edge;                                                                                        \
-        }                                                                                                    \
-    }
+/* Every row of the tile in turn: its first vector at `at` (when there are two) and its last at `end`. The empty asm keeps the compiler
+ * from working out all addresses in advance, which takes longer than the few steps of a short tile. */
+#define TILE_EACH(first, edge)                                                  \
+    do {                                                                        \
+        float *at = t->c;                                                       \
+        _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++, at += c_row)    \
+        {                                                                       \
+            __asm__("" : "+r"(at));                                             \
+            float *const end = at + (size_t)(vecs - 1) * c_vec;                 \
+            if (vecs == 2)                                                      \
+                first;                                                          \
+            edge;                                                               \
+        }                                                                       \
+    } while (0)
     if (!t->load)
-        TILE_EACH(acc[i][j] = v16_zero(), acc[i][j] = v16_zero())
-    else if (last == V16)
-        TILE_EACH(acc[i][j] = v16_load(at), acc[i][j] = v16_load(at))
+        TILE_EACH(acc[i][0] = v16_zero(), ((void)end, acc[i][vecs - 1] = v16_zero()));
+    else if (t->last == V16)
+        TILE_EACH(acc[i][0] = v16_load(at), acc[i][vecs - 1] = v16_load(end));
     else
-        TILE_EACH(acc[i][j] = v16_load(at), acc[i][j] = v16_load_n(at, last))
+        TILE_EACH(acc[i][0] = v16_load(at), acc[i][vecs - 1] = v16_load_n(end, t->last));
 #define TILE_STEP(s)                                                                                         \
     do {                                                                                                     \
         v16 bv[TILE_VECS];                                                                                   \
@@ -91,6 +85,7 @@ SIMD void tile_run(const tile *t, const int rows, const int vecs, const size_t a
             }
             a += 4 * a_step, b += 4 * V16, next0 += 4 * V16, next1 += 4 * V16;
         }
+        a += t->a_block - V16 * a_step;
         next0 += t->next_block - V16 * V16, next1 += t->next_block - V16 * V16;
     }
     for (; left > 0; left--) {
@@ -98,12 +93,12 @@ SIMD void tile_run(const tile *t, const int rows, const int vecs, const size_t a
         a += a_step, b += V16;
     }
 #undef TILE_STEP
-    if (last < V16)
-        TILE_EACH(v16_store(at, acc[i][j]), v16_store_n(at, acc[i][j], last))
+    if (t->last < V16)
+        TILE_EACH(v16_store(at, acc[i][0]), v16_store_n(end, acc[i][vecs - 1], t->last));
     else if (t->stream)
-        TILE_EACH(v16_stream(at, acc[i][j]), v16_stream(at, acc[i][j]))
+        TILE_EACH(v16_stream(at, acc[i][0]), v16_stream(end, acc[i][vecs - 1]));
     else
-        TILE_EACH(v16_store(at, acc[i][j]), v16_store(at, acc[i][j]))
+        TILE_EACH(v16_store(at, acc[i][0]), v16_store(end, acc[i][vecs - 1]));
 #undef TILE_EACH
 }
 
