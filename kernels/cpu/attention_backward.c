@@ -16,8 +16,8 @@ enum {
     SPAN = 8,   /* tiles at most                                                                              */
     SPAN_FLOATS = 6 * TILE * 64 * 4, /* 384 KiB, 4 tiles at hd = 64: a part of the L2 cache of every processor */
 };
-_Static_assert(((6 * TILE + 3 * BLOCK) * ATTENTION_MAX_HD + 2 * BLOCK * TILE + 2 * BLOCK + V16) * sizeof(float) <= KERNEL_SCRATCH_BYTES &&
-                   (3 * BLOCK * ATTENTION_MAX_HD + SPAN_FLOATS + 2 * BLOCK * TILE + 2 * BLOCK + V16) * sizeof(float) <= KERNEL_SCRATCH_BYTES,
+_Static_assert(((6 * TILE + 3 * BLOCK) * ATTENTION_MAX_HD + 2 * BLOCK * TILE + 2 * BLOCK) * sizeof(float) <= KERNEL_SCRATCH_BYTES &&
+                   (3 * BLOCK * ATTENTION_MAX_HD + SPAN_FLOATS + 2 * BLOCK * TILE + 2 * BLOCK) * sizeof(float) <= KERNEL_SCRATCH_BYTES,
                "scratch: one tile of the widest head, or a span of narrower ones");
 
 typedef struct plan {
@@ -47,7 +47,7 @@ typedef struct work {
     int rows;
     float *q, *d_o, *dq; /* [BLOCK, width]             */
     float *lse, *delta;  /* [BLOCK]                    */
-    float *p, *ds;       /* [BLOCK, TILE] (+ V16 read) */
+    float *p, *ds;       /* [BLOCK, TILE]            */
     /* the block after it, to be fetched meanwhile; next_rows 0: none */
     size_t next_q, next_o; /* offsets of its first row in q, dq and in do, o */
     int next_rows;

@@ -19,6 +19,7 @@ static const test_shape more_shapes[] = {
     {.name = "single tokens", .B = 5, .S = 1, .H = 3, .Hkv = 3, .hd = 1},
     {.name = "several blocks of queries", .B = 1, .S = 330, .H = 2, .Hkv = 2, .hd = 16},
     {.name = "more heads than a block has rows", .B = 1, .S = 3, .H = 300, .Hkv = 1, .hd = 8},
+    {.name = "the widest head", .B = 1, .S = 66, .H = 1, .Hkv = 1, .hd = ATTENTION_MAX_HD}, /* fills the scratch */
     {.name = NULL},
 };
 

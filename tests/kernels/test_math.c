@@ -1,5 +1,5 @@
-/* kernels/math.h against libm in double, and kernels/cpu/vmath.h against kernels/math.h bit by bit. The sample is every STRIDE-th (LIBM_STRIDE-th) float
- * of the whole range, so every exponent and both signs, and the values around every special case. */
+/* kernels/math.h against libm in double, and kernels/cpu/vmath.h against kernels/math.h bit by bit. The samples are every STRIDE-th (libm:
+ * LIBM_STRIDE-th) float of the whole range, so every exponent and both signs, and the values around every special case. */
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 #include <stdio.h>
