@@ -35,6 +35,7 @@ typedef struct moe_layers {
     int64_t chunk;           /* rows of one expert at a time (scratch; changes no bit)      */
 
     float *rows;             /* [max_tokens * K, D] outputs, then input gradients, by row   */
+    void *routing;           /* of the layer at work                                        */
     float *logits;           /* [max_tokens, E] logits, then their gradient                 */
     float *dweights;         /* [max_tokens, K]                                             */
     float *xg, *og;          /* [chunk, D] gathered inputs / output gradients               */

@@ -51,7 +51,7 @@ static moe_err expert_backward(moe_layers *m, int layer, const tier_lease *l, co
 {
     const int e = l->section % m->E;
     stash_id id = m->pass[layer].first[e];
-    for (int64_t begin = r->offset[e]; begin < r->offset[e + 1]; begin += m->chunk, id++) {
+    for (int64_t begin = r->offset[e]; begin < r->offset[e + 1]; begin += m->chunk, id--) {
         const int64_t left = r->offset[e + 1] - begin, n = left < m->chunk ? left : m->chunk;
         void *a;
         TRY(stash_take(m->stash, id, &a));
@@ -130,30 +130,33 @@ static moe_err router_backward(moe_layers *m, int layer, router_weights w, const
     return m->be->matmul_dx(&a, m->stream);
 }
 
+static moe_err take_routing(moe_layers *m, int layer, int64_t T, routing *r)
+{
+    moe_pass *pass = &m->pass[layer];
+    void *block;
+    TRY(stash_take(m->stash, pass->routing, &block));
+    memcpy(m->routing, block, routing_layout(r, m->routing, T, m->E, m->K));
+    stash_free(m->stash, pass->routing);
+    pass->routing = -1;
+    return MOE_OK;
+}
+
 moe_err moe_backward(moe_layers *m, int layer, router_weights w, const moe_backward_args *args)
 {
     const double t0 = moe_seconds(), update0 = m->times.update;
-    moe_pass *pass = &m->pass[layer];
     tier_enter(m->tier, (tier_phase){layer, true});
     routing r;
-    void *block;
-    TRY(stash_take(m->stash, pass->routing, &block));
-    routing_layout(&r, block, args->T, m->E, m->K);
-
-    moe_err rc;
-    TRY_GOTO(experts_backward(m, layer, &r, args), rc, done);
+    TRY(take_routing(m, layer, args->T, &r));
+    TRY(experts_backward(m, layer, &r, args));
     const double t1 = moe_seconds();
     m->times.experts += t1 - t0 - (m->times.update - update0);
     if (m->rule.score == ROUTER_SIGMOID && balance_dz(m->balance) != 0) /* the only rule whose backward reads logits */
-        TRY_GOTO(moe_router_logits(m, w, args->xn, args->T), rc, done);
-    TRY_GOTO(router_backward(m, layer, w, &r, args), rc, done);
+        TRY(moe_router_logits(m, w, args->xn, args->T));
+    TRY(router_backward(m, layer, w, &r, args));
     const combine_args c = {
         .out = args->dxn, .base = args->dxn, .rows = m->rows, .row_of = r.row_of, .T = args->T, .K = m->K, .D = m->D,
     };
-    TRY_GOTO(m->be->combine(&c, m->stream), rc, done);
+    TRY(m->be->combine(&c, m->stream));
     m->times.router += moe_seconds() - t1;
-done:
-    stash_free(m->stash, pass->routing);
-    pass->routing = -1;
-    return rc;
+    return MOE_OK;
 }

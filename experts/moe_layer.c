@@ -35,6 +35,8 @@ static size_t layers_layout(moe_layers *m, char *base)
     const size_t T = (size_t)m->max_tokens, D = (size_t)m->D, C = (size_t)m->chunk, Fp = (size_t)m->Fp, E = (size_t)m->E;
     size_t used = 0;
     m->rows = carve(base, &used, T * (size_t)m->K * D * sizeof *m->rows);
+    routing r;
+    m->routing = carve(base, &used, routing_layout(&r, NULL, m->max_tokens, m->E, m->K));
     m->logits = carve(base, &used, T * (size_t)panel_pad(m->E) * sizeof *m->logits);
     m->dweights = carve(base, &used, T * (size_t)m->K * sizeof *m->dweights);
     m->xg = carve(base, &used, C * D * sizeof *m->xg);
@@ -223,23 +225,21 @@ static moe_err expert_chunk(moe_layers *m, const float *w, const routing *r, con
     return m->be->matmul_forward(&second, m->stream);
 }
 
+/* Chunks from the last to the first, so that backward, which adds gradients in row order, finds them last in, first out. */
 static moe_err expert_forward(moe_layers *m, moe_pass *pass, const float *w, const routing *r, int e, const float *xn, bool keep)
 {
-    pass->first[e] = -1;
-    for (int64_t begin = r->offset[e]; begin < r->offset[e + 1]; begin += m->chunk) {
-        const int64_t left = r->offset[e + 1] - begin, n = left < m->chunk ? left : m->chunk;
+    const int64_t rows = r->offset[e + 1] - r->offset[e];
+    for (int64_t i = (rows + m->chunk - 1) / m->chunk - 1; i >= 0; i--) {
+        const int64_t left = rows - i * m->chunk, n = left < m->chunk ? left : m->chunk;
         float *a = m->a;
-        stash_id id = -1;
         if (keep) {
             void *block;
-            TRY(stash_new(m->stash, (size_t)n * 2 * (size_t)m->Fp * sizeof *a, &id, &block));
+            TRY(stash_new(m->stash, (size_t)n * 2 * (size_t)m->Fp * sizeof *a, &pass->first[e], &block));
             a = block;
-            if (pass->first[e] < 0)
-                pass->first[e] = id;
         }
-        TRY(expert_chunk(m, w, r, xn, begin, n, a));
+        TRY(expert_chunk(m, w, r, xn, r->offset[e] + i * m->chunk, n, a));
         if (keep)
-            stash_seal(m->stash, id);
+            stash_seal(m->stash, pass->first[e]);
     }
     return MOE_OK;
 }
@@ -276,33 +276,29 @@ static moe_err experts_forward(moe_layers *m, int layer, const routing *r, const
     return MOE_OK;
 }
 
+static moe_err keep_routing(moe_layers *m, moe_pass *pass, size_t bytes)
+{
+    void *block;
+    TRY(stash_new(m->stash, bytes, &pass->routing, &block));
+    memcpy(block, m->routing, bytes);
+    stash_seal(m->stash, pass->routing);
+    return MOE_OK;
+}
+
 moe_err moe_forward(moe_layers *m, int layer, router_weights w, float *x, const float *xn, int64_t T, int64_t first_token, bool keep)
 {
     const double t0 = moe_seconds(), update0 = m->times.update;
-    moe_pass *pass = &m->pass[layer];
     tier_enter(m->tier, (tier_phase){layer, false});
     routing r;
-    void *block = NULL;
-    const size_t bytes = routing_layout(&r, NULL, T, m->E, m->K);
-    pass->routing = -1;
-    if (keep)
-        TRY(stash_new(m->stash, bytes, &pass->routing, &block));
-    else if ((block = aligned_alloc(64, (bytes + 63) & ~(size_t)63)) == NULL)
-        return moe_fail(MOE_E_OS, "routing of %lld tokens: out of memory", (long long)T);
-    routing_layout(&r, block, T, m->E, m->K);
-
-    moe_err rc;
-    TRY_GOTO(route(m, layer, w, xn, T, first_token, &r), rc, done);
+    const size_t bytes = routing_layout(&r, m->routing, T, m->E, m->K);
+    TRY(route(m, layer, w, xn, T, first_token, &r));
     const double t1 = moe_seconds();
     m->times.router += t1 - t0;
-    TRY_GOTO(experts_forward(m, layer, &r, xn, keep), rc, done);
-    const combine_args c = {.out = x, .base = x, .rows = m->rows, .row_of = r.row_of, .weight = r.weights, .T = T, .K = m->K, .D = m->D};
-    TRY_GOTO(m->be->combine(&c, m->stream), rc, done);
-    m->times.experts += moe_seconds() - t1 - (m->times.update - update0);
-done:
+    TRY(experts_forward(m, layer, &r, xn, keep));
     if (keep)
-        stash_seal(m->stash, pass->routing);
-    else
-        free(block);
-    return rc;
+        TRY(keep_routing(m, &m->pass[layer], bytes));
+    const combine_args c = {.out = x, .base = x, .rows = m->rows, .row_of = r.row_of, .weight = r.weights, .T = T, .K = m->K, .D = m->D};
+    TRY(m->be->combine(&c, m->stream));
+    m->times.experts += moe_seconds() - t1 - (m->times.update - update0);
+    return MOE_OK;
 }

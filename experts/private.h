@@ -4,10 +4,10 @@
 
 #include "experts/experts.h"
 
-/* What forward of one layer leaves for its backward. The routing itself lies in one stash block. */
+/* What forward of one layer leaves for its backward. The routing is worked on in m->routing and kept in a stash block. */
 typedef struct moe_pass {
     stash_id routing;   /* block of layout routing_layout                                    */
-    stash_id *first;    /* [E] first block of the expert's chunks; consecutive ids           */
+    stash_id *first;    /* [E] block of the expert's first chunk; the later ones have the ids before it */
     int32_t *order;     /* [E] experts in the order forward ran them                         */
     int norder;
 } moe_pass;

@@ -18,7 +18,7 @@ mkdir -p $out
 cp "$here/demo.yaml" $out/
 python3 "$here/text.py" $out/text
 "$train" prepare --tokenizer bytes --out $out/data $out/text/bible.txt $out/text/gcide.txt $out/text/anarchism.txt
-entropy=$(python3 -c "import json; d = json.load(open('$out/data/data.json')); print(d['val']['unigram_entropy'])")
+entropy=$(python3 -c "import json; d = json.load(open('$out/data/data.json')); print(d['val']['unigram_entropy_nats'])")
 
 say "2. Will it fit? (moe-train check)"
 "$train" check $out/demo.yaml --run-dir $out/run

@@ -77,10 +77,8 @@ moe_err attention_block_forward(decoder *d, int layer, const piece_block *b, flo
     a.o = b->o;
     a.lse = b->lse;
     TRY(d->c.be->attention_forward(&a, d->c.stream));
-    if (b->x_mid != b->x_in)
-        memcpy(b->x_mid, b->x_in, (size_t)n * (size_t)s->D * sizeof *b->x_mid);
     const matmul_args out = {
-        .y = b->x_mid, .ldy = (size_t)s->D, .x = b->o, .ldx = (size_t)(s->H * s->hd), .N = s->D, .K = s->H * s->hd, .accumulate = true,
+        .y = b->x, .ldy = (size_t)s->D, .x = b->o, .ldx = (size_t)(s->H * s->hd), .N = s->D, .K = s->H * s->hd, .accumulate = true,
     };
     return matmul_one(d, d->c.be->matmul_forward, out, layer_w(d, layer, lay->o), NULL, n);
 }

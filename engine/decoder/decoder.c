@@ -60,6 +60,7 @@ static size_t decoder_layout(decoder *d, char *base)
     d->x = carve(base, &used, T * D * f);
     d->xn = carve(base, &used, T * D * f);
     d->dx = d->c.stash != NULL ? carve(base, &used, T * D * f) : NULL;
+    d->mid = d->c.stash != NULL ? carve(base, &used, T * D * f) : NULL;
     d->qkv = carve(base, &used, P * (size_t)d->QKV * f);
     d->raw = carve(base, &used, P * (size_t)d->QKV * f);
     d->wide = carve(base, &used, P * wide * f);
@@ -206,10 +207,10 @@ static router_weights router_of(const decoder *d, int layer)
     return (router_weights){layer_w(d, layer, lay->router), layer_w(d, layer, lay->router_bias), layer_g(d, layer, lay->router)};
 }
 
-/* Attention of every piece; the residual stream after it lies in mid (the layer's block, or x itself). */
-static moe_err attention_forward_all(decoder *d, int layer, float *mid, bool keep)
+/* Attention of every piece; the residual stream d->x goes on in place. Last piece first: backward walks the tokens in order. */
+static moe_err attention_forward_all(decoder *d, int layer, bool keep)
 {
-    for (int j = 0; j < pieces_now(d); j++) {
+    for (int j = pieces_now(d) - 1; j >= 0; j--) {
         const int64_t n = piece_length(d, j);
         float *x = piece_of(d, d->x, j);
         piece_block b = {.x_in = x, .qkv = d->raw, .o = d->wide, .lse = d->lse};
@@ -220,7 +221,7 @@ static moe_err attention_forward_all(decoder *d, int layer, float *mid, bool kee
             piece_block_layout(&b, block, d, n);
             memcpy(b.x_in, x, (size_t)n * (size_t)d->c.spec->D * sizeof *x);
         }
-        b.x_mid = piece_of(d, mid, j);
+        b.x = x;
         const moe_err rc = attention_block_forward(d, layer, &b, piece_of(d, d->xn, j), n);
         if (keep)
             stash_seal(d->c.stash, *id);
@@ -232,7 +233,7 @@ static moe_err attention_forward_all(decoder *d, int layer, float *mid, bool kee
 static moe_err ffn_forward_all(decoder *d, int layer, bool keep)
 {
     const int Fp = layer_ffn_width(d->c.spec, layer);
-    for (int j = 0; j < pieces_now(d) && Fp > 0; j++) {
+    for (int j = pieces_now(d) - 1; j >= 0 && Fp > 0; j--) {
         const int64_t n = piece_length(d, j);
         float *a = d->a;
         stash_id *id = &d->ffn_block[(size_t)layer * (size_t)d->pieces + (size_t)j];
@@ -249,32 +250,29 @@ static moe_err ffn_forward_all(decoder *d, int layer, bool keep)
     return MOE_OK;
 }
 
+static size_t stream_bytes(const decoder *d) { return (size_t)d->T * (size_t)d->c.spec->D * sizeof(float); }
+
 static moe_err layer_forward(decoder *d, int layer, bool keep)
 {
+    const model_spec *s = d->c.spec;
     const double t0 = moe_seconds();
-    const size_t bytes = (size_t)d->T * (size_t)d->c.spec->D * sizeof(float);
-    float *mid = d->x;
-    void *block;
-    if (keep) {
-        TRY(stash_new(d->c.stash, bytes, &d->mid_block[layer], &block));
-        mid = block;
-    }
-    moe_err rc;
-    TRY_GOTO(attention_forward_all(d, layer, mid, keep), rc, done);
-    TRY_GOTO(norm_forward(d, d->xn, mid, layer_w(d, layer, d->c.dense->layout[layer].ffn_norm), d->T), rc, done);
+    TRY(attention_forward_all(d, layer, keep));
+    TRY(norm_forward(d, d->xn, d->x, layer_w(d, layer, d->c.dense->layout[layer].ffn_norm), d->T));
     if (keep)
-        memcpy(d->x, mid, bytes);
+        memcpy(d->mid, d->x, stream_bytes(d));
     const double t1 = moe_seconds();
     d->times.attention += t1 - t0;
-    if (d->c.spec->moe_layer[layer])
-        TRY_GOTO(moe_forward(&d->moe, spec_moe_index(d->c.spec, layer), router_of(d, layer), d->x, d->xn, d->T, d->first_token, keep), rc, done);
-    const double t2 = moe_seconds();
-    TRY_GOTO(ffn_forward_all(d, layer, keep), rc, done);
-    d->times.ffn += moe_seconds() - t2;
-done:
-    if (keep)
-        stash_seal(d->c.stash, d->mid_block[layer]);
-    return rc;
+    TRY(ffn_forward_all(d, layer, keep));
+    d->times.ffn += moe_seconds() - t1;
+    if (s->moe_layer[layer])
+        TRY(moe_forward(&d->moe, spec_moe_index(s, layer), router_of(d, layer), d->x, d->xn, d->T, d->first_token, keep));
+    if (!keep)
+        return MOE_OK;
+    void *block;
+    TRY(stash_new(d->c.stash, stream_bytes(d), &d->mid_block[layer], &block));
+    memcpy(block, d->mid, stream_bytes(d));
+    stash_seal(d->c.stash, d->mid_block[layer]);
+    return MOE_OK;
 }
 
 static moe_err embed(decoder *d, bool backward)
@@ -335,28 +333,32 @@ static moe_err ffn_backward_all(decoder *d, int layer)
     return MOE_OK;
 }
 
+static moe_err take_mid(decoder *d, int layer)
+{
+    void *block;
+    TRY(stash_take(d->c.stash, d->mid_block[layer], &block));
+    memcpy(d->mid, block, stream_bytes(d));
+    stash_free(d->c.stash, d->mid_block[layer]);
+    return MOE_OK;
+}
+
 static moe_err layer_backward(decoder *d, int layer, uint64_t step, const adamw_step *speculate)
 {
     const dense_layout *lay = &d->c.dense->layout[layer];
-    void *mid;
-    TRY(stash_take(d->c.stash, d->mid_block[layer], &mid));
     const float *gain = layer_w(d, layer, lay->ffn_norm);
-    moe_err rc;
-    TRY_GOTO(norm_forward(d, d->xn, mid, gain, d->T), rc, done);
+    TRY(take_mid(d, layer));
+    TRY(norm_forward(d, d->xn, d->mid, gain, d->T));
     if (d->c.spec->moe_layer[layer]) {
         const moe_backward_args a = {
             .dxn = d->x, .dy = d->dx, .xn = d->xn, .T = d->T, .first_token = d->first_token, .step = step, .speculate = speculate,
         };
-        TRY_GOTO(moe_backward(&d->moe, spec_moe_index(d->c.spec, layer), router_of(d, layer), &a), rc, done);
+        TRY(moe_backward(&d->moe, spec_moe_index(d->c.spec, layer), router_of(d, layer), &a));
     }
     const double t0 = moe_seconds();
-    TRY_GOTO(ffn_backward_all(d, layer), rc, done);
-    TRY_GOTO(norm_backward(d, d->dx, layer_g(d, layer, lay->ffn_norm), d->x, mid, gain, d->T, true), rc, done);
-    d->times.ffn += moe_seconds() - t0;
-done:
-    stash_free(d->c.stash, d->mid_block[layer]);
-    TRY(rc);
+    TRY(ffn_backward_all(d, layer));
+    TRY(norm_backward(d, d->dx, layer_g(d, layer, lay->ffn_norm), d->x, d->mid, gain, d->T, true));
     const double t1 = moe_seconds();
+    d->times.ffn += t1 - t0;
     TRY(attention_backward_all(d, layer));
     d->times.attention += moe_seconds() - t1;
     return MOE_OK;

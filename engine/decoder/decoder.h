@@ -39,6 +39,7 @@ typedef struct decoder {
     float *x;                  /* [max_tokens, D] residual stream; in backward: gradient of the experts' input */
     float *xn;                 /* [max_tokens, D] normed input of the experts               */
     float *dx;                 /* [max_tokens, D] gradient of the residual stream; training only */
+    float *mid;                /* [max_tokens, D] residual stream after attention; training only */
     float *qkv;                /* [piece, QKV] q and k after norm and rope                  */
     float *raw;                /* [piece, QKV] projections; in backward: gradient of q, k, v */
     float *wide, *wide2;       /* [piece, max(H*hd, D, padded F of dense or shared)] scratch */

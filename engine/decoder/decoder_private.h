@@ -4,13 +4,16 @@
 
 #include "engine/decoder/decoder.h"
 
+/* Blocks of a layer in the stash, in this order: attention pieces, FFN pieces (last piece first), expert chunks (last first), routing, mid.
+ * Backward takes them exactly in reverse, and none is held longer than one piece of work: a ring of a few blocks is enough. */
+
 /* Kept activations of one piece of one layer's attention: the same lines measure (base NULL) and point. */
 typedef struct piece_block {
-    float *x_in;   /* [n, D]     input of the layer                         */
+    float *x_in;   /* [n, D]     input of the layer: a copy, the stream goes on in place */
     float *qkv;    /* [n, QKV]   projections, before norm and rope          */
     float *o;      /* [n, H*hd]  attention output                           */
     float *lse;    /* [n, H]                                                */
-    float *x_mid;  /* [n, D]     after attention: part of the layer's own block, not of this one */
+    float *x;      /* [n, D]     residual stream, not of this block: input in, after attention out */
 } piece_block;
 
 size_t piece_block_layout(piece_block *b, char *base, const decoder *d, int64_t n);

@@ -11,6 +11,7 @@ enum {
     OVERHEAD_BASE = 28 << 20,    /* bytes: program, libraries, rings, libc; measured by tests/engine/test_budget */
     OVERHEAD_THREAD = 256 << 10, /* bytes of stack and arenas a thread really touches */
     OVERHEAD_SECTION = 640,      /* bytes: catalog, manifest copies, cache bookkeeping */
+    STASH_LEAST_BLOCKS = 4,      /* one in use, one being read, two being written */
     COMFORT_RECORDS = 12,        /* whole records in RAM that keep reads, writes and products overlapped */
 };
 
@@ -57,8 +58,7 @@ static uint64_t measure(train_plan *p, const train_config *c, int64_t micro, boo
     p->overhead = OVERHEAD_BASE + (uint64_t)p->threads * OVERHEAD_THREAD + (uint64_t)p->sections * OVERHEAD_SECTION +
                   (uint64_t)c->tokens_per_step * 16;
     p->stash_full = training ? decoder_stash_bytes(&d, p->group_tokens, &p->stash_largest) : 0;
-    const uint64_t mid = (uint64_t)p->group_tokens * (uint64_t)c->model.D * 4;
-    const uint64_t stash_least = training ? mid + 4 * p->stash_largest : 0;
+    const uint64_t stash_least = training ? STASH_LEAST_BLOCKS * p->stash_largest : 0;
     p->stash = stash_least < p->stash_full ? stash_least : p->stash_full;
     p->tier = p->sections > 0 ? 2 * (uint64_t)STORE_PARTS * p->part_bytes : 0;
     return p->overhead + p->dense + p->scratch + p->stash + p->tier;
