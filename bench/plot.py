@@ -196,22 +196,24 @@ def draw_throughput(run, plt, window):
 def draw_tiers(run, plt, window):
     np = run.np
     fig, (top, middle, bottom) = plt.subplots(3, 1, figsize=(9, 8), sharex=True, height_ratios=[3, 2, 2])
-    curve(run, top, "ssd_read_bytes", BLUE, "read", window, 1e-9)
-    curve(run, top, "ssd_write_bytes", ORANGE, "written", window, 1e-9)
-    curve(run, top, "ssd_read_wasted_bytes", RED, "read for nothing", window, 1e-9)
+    scale, unit = (1e-9, "GB") if max(np.nanmax(run.column(k), initial=0) for k in ("ssd_read_bytes", "ssd_write_bytes")) >= 1e8 else (1e-6, "MB")
+    curve(run, top, "ssd_read_bytes", BLUE, "read", window, scale)
+    curve(run, top, "ssd_write_bytes", ORANGE, "written", window, scale)
+    curve(run, top, "ssd_read_wasted_bytes", RED, "read for nothing", window, scale)
     from_zero(top)
-    finish(top, f"{run.name}: SSD traffic", "GB per step")
+    finish(top, f"{run.name}: SSD traffic", f"{unit} per step")
     if run.has("cache_hit_rate"):
         curve(run, middle, "cache_hit_rate", GREEN, "found in RAM", window, 100)
     if run.has("stall_seconds") and run.has("seconds"):
         with np.errstate(invalid="ignore", divide="ignore"):
             share = run.column("stall_seconds") / run.column("seconds") * 100
         middle.plot(run.x, smooth(np, share, window), color="black", label="of the step waiting for SSD")
-    middle.set_ylim(0, 100)
+    middle.set_ylim(0, 105)
     finish(middle, "hits and stalls", "%")
-    curve(run, bottom, "rss_bytes", GRAY, None, 1, 2.0 ** -30)
+    large = np.nanmax(run.column("rss_bytes"), initial=0) >= 2.0 ** 29
+    curve(run, bottom, "rss_bytes", GRAY, None, 1, 2.0 ** -30 if large else 2.0 ** -20)
     from_zero(bottom)
-    finish(bottom, "resident memory", "GiB", legend=False)
+    finish(bottom, "resident memory", "GiB" if large else "MiB", legend=False)
     bottom.set_xlabel("step")
     return fig
 

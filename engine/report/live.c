@@ -88,8 +88,9 @@ static void collect(const live *l, const step_metrics *m, bool brief, parts *p)
         part(p, "hit", "%.0f%%", m->cache_hit_rate * 100);
     if (isfinite(m->stall_seconds) && isfinite(m->seconds) && m->seconds > 0)
         part(p, "stall", "%.0f%%", m->stall_seconds / m->seconds * 100);
-    if (isfinite(l->val_loss))
-        part(p, "val", "%.4f", l->val_loss);
+    const double val = brief ? l->val_loss : m->val_loss; /* the live line keeps the last one in sight */
+    if (isfinite(val))
+        part(p, "val", "%.4f", val);
     if (isfinite(m->lr))
         part(p, "lr", "%.3g", m->lr);
     if (isfinite(m->grad_norm))

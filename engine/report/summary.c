@@ -19,9 +19,9 @@ static void time_row(text_buf *t, const char *name, double seconds, double total
 {
     char s[TEXT_NUMBER];
     row(t, name);
-    text_printf(t, "%10s  %5.1f %%  ", text_seconds(s, seconds), seconds / total * 100);
+    text_printf(t, "%10s  %5.1f %%", text_seconds(s, seconds), seconds / total * 100);
     for (int i = 0; i < BAR && i < (int)(seconds / total * BAR + 0.5); i++)
-        text_add(t, "#");
+        text_add(t, i ? "#" : "  #");
     text_add(t, "\n");
 }
 

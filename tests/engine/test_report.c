@@ -347,6 +347,8 @@ static void show(int fd, const char *term, char *out, size_t size, int read_fd)
     m = metrics_of(2);
     m.val_loss = 3.25;
     fine = fine && report_step(r, &m) == MOE_OK;
+    m = metrics_of(3);
+    fine = fine && report_step(r, &m) == MOE_OK;
     const run_summary s = {.steps = 2, .tokens = 16384, .seconds = 100, .part = {{"forward", 30}, {"backward", 60}, {"update", NAN}},
                            .ssd_read_bytes = 5ull << 30, .ssd_write_bytes = 1ull << 30, .stall_seconds = 10, .gflops_per_second = 90,
                            .peak_gflops = 180, .ssd_bytes_per_second = 9e8, .ssd_peak_bytes_per_second = 1e9, .peak_rss_bytes = 1ull << 30,
@@ -375,6 +377,8 @@ Test(report, not_on_a_terminal_one_line_a_step)
     cr_expect(strstr(out, "  SSD r 1.50 w 0.50 GB/s  hit 71%  stall 25%"), "%s", out);
     cr_expect(strstr(out, "\nio_uring is forbidden here, using pread\nstep 2/100 "), "%s", out);
     cr_expect(strstr(out, "val 3.2500"), "%s", out);
+    cr_expect_null(strstr(strstr(out, "val 3.2500") + 1, "val 3.2500"), "%s", out);
+    cr_expect_null(strstr(out, " \n"), "%s", out);
     cr_expect(strstr(out, "\nWhere the time went\n  forward "), "%s", out);
     cr_expect_null(strstr(out, "update"), "%s", out);
     cr_expect(strstr(out, "everything else               10.0 s   10.0 %  ###\n"), "%s", out);
