@@ -286,6 +286,24 @@ Test(attention, a_window_does_not_see_its_neighbours)
     test_each_backend(check_windows, &one);
 }
 
+/* Query 64 forgets the first tile (exp(-200) = 0, so o becomes -1 * 0 = -0) and key 64 adds -0; key 65 is masked, and a fast version may add
+ * its +0 * 1 all the same. The +0 of the definition makes both +0. */
+static void check_zero_sign(const moe_backend *b, moe_stream *s, const char *where, void *ctx)
+{
+    enum { S = 66 };
+    float q[S], k[S] = {0}, v[S], o[S], lse[S];
+    (void)ctx;
+    for (int i = 0; i < S; i++)
+        q[i] = 1.0f, v[i] = i < 64 ? -1.0f : i == 64 ? -0.0f : 1.0f;
+    k[64] = 200.0f;
+    const attention_args a = {.o = o, .lse = lse, .q = q, .k = k, .v = v, .ldq = 1, .ldk = 1, .ldo = 1, .B = 1, .S = S, .H = 1, .Hkv = 1,
+                              .hd = 1, .scale = 1};
+    cr_assert_eq(b->attention_forward(&a, s), MOE_OK);
+    cr_assert(o[63] == -1.0f && o[64] == 0.0f && !signbit(o[64]), "%s: o[63] %a, o[64] %a", where, (double)o[63], (double)o[64]);
+}
+
+Test(attention, a_zero_is_positive_whether_masked_keys_are_added_or_not) { test_each_backend(check_zero_sign, NULL); }
+
 static void check_refusals(const moe_backend *b, moe_stream *s, const char *where, void *ctx)
 {
     const attention_args heads = {.B = 1, .S = 1, .H = 3, .Hkv = 2, .hd = 8, .scale = 1}, width = {.B = 1, .S = 1, .H = 1, .Hkv = 1, .hd = 4096};
