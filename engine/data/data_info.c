@@ -34,6 +34,7 @@ static moe_err parse_info(data_info *out, const json_t *root, const char *path)
         out->vocab < 1 || strlen(type) >= sizeof out->tokenizer)
         return moe_fail(MOE_E_DATA, "%s: not what prepare writes", path);
     strcpy(out->tokenizer, type);
+    out->largest_cut = json_is_true(json_object_get(json_object_get(root, "settings"), "largest_document_cut"));
     out->eos = json_is_integer(eos) ? (int32_t)json_integer_value(eos) : -1;
     TRY(parse_split(root, "train", path, &out->train));
     return parse_split(root, "val", path, &out->val);

@@ -143,8 +143,7 @@ done:
 /* --- JSONL --------------------------------------------------------------------------------------------------------------------
  */
 
-/* The "text" of the object in one line, decoded into *text. */
-static moe_err parse_line(const char *where, const char *line, size_t n, text_buffer *text)
+moe_err jsonl_text(const char *where, const char *line, size_t n, text_buffer *text)
 {
     json_reader r;
     bool found = false;
@@ -188,7 +187,7 @@ static moe_err add_line(documents *d, const char *path, int64_t number, const ch
         return MOE_OK;
     char where[512];
     snprintf(where, sizeof where, "%s:%lld", path, (long long)number);
-    TRY(parse_line(where, line, n, text));
+    TRY(jsonl_text(where, line, n, text));
     return add_whole(d, where, text->data, text->n);
 }
 

@@ -24,4 +24,7 @@ typedef struct documents {
 /* Reads one file to its end. MOE_E_DATA names file and byte, or file and line. */
 moe_err documents_read(documents *d, const char *path) MOE_MUST_CHECK;
 
+/* The "text" of the object in one JSONL line, decoded into *text (overwritten). `where` ("file:line") is for messages. */
+moe_err jsonl_text(const char *where, const char *line, size_t n, text_buffer *text) MOE_MUST_CHECK;
+
 #endif
