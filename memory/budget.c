@@ -61,8 +61,10 @@ static moe_err reserve(size_t bytes, const char *name)
     pthread_mutex_lock(&book.lock);
     if (book.limit > 0 && (book.used > book.limit || bytes > book.limit - book.used)) {
         const uint64_t left = book.used < book.limit ? book.limit - book.used : 0;
-        rc = moe_fail(MOE_E_CONFIG, "%s needs %.1f MiB, %.1f of %.1f MiB are left in the memory budget; raise memory.host or make the sizes smaller",
-                      name, (double)bytes / 1048576.0, (double)left / 1048576.0, (double)book.limit / 1048576.0);
+        rc = moe_fail(
+            MOE_E_CONFIG,
+            "%s needs %.1f MiB, %.1f of %.1f MiB are left in the memory budget; raise memory.host or make the sizes smaller",
+            name, (double)bytes / 1048576.0, (double)left / 1048576.0, (double)book.limit / 1048576.0);
     } else {
         book.used += bytes;
     }

@@ -147,8 +147,8 @@ static bool find_path(const char *root, bool v2, char *path, size_t size)
     return found;
 }
 
-/* Walks from the process's own folder up to the mount point. A container often mounts only its own folder (m->root == its path), or sees
- * a path that lies outside of the mount: then the mount point itself is the nearest folder there is. */
+/* Walks from the process's own folder up to the mount point. A container often mounts only its own folder (m->root == its path),
+ * or sees a path that lies outside of the mount: then the mount point itself is the nearest folder there is. */
 static uint64_t walk_up(const char *root, const mount *m, const char *path, char *source)
 {
     static const char *const files[2][2] = {{"memory.limit_in_bytes", NULL}, {"memory.max", "memory.high"}};

@@ -8,8 +8,8 @@ static double key_schedule(const policy_use *u) { return u->next; }
 
 static double key_lru(const policy_use *u) { return -(double)u->last; }
 
-/* Two bands: every cold part goes before any hot one. In a band fewer hits go first, in steps of 1/256 hit; the last use, scaled below
- * such a step, decides between equals. */
+/* Two bands: every cold part goes before any hot one. In a band fewer hits go first, in steps of 1/256 hit; the last use, scaled
+ * below such a step, decides between equals. */
 static double key_lfu(const policy_use *u)
 {
     const double order = -floor(256.0 * u->hits) - 0x1p-40 * (double)u->last;

@@ -79,15 +79,15 @@ static void forget_all(stash *s)
     s->spill_end = 0;
     s->stats.resident_bytes = 0;
     s->backward = false;
-    s->taken = 0;
+    s->newest = -1;
     s->rc = MOE_OK;
 }
 
 void stash_reset(stash *s)
 {
     pthread_mutex_lock(&s->lock);
-    s->backward = true; /* nothing more is written, and nothing read: */
-    s->taken = 0;
+    s->backward = true; /* nothing more is written, */
+    s->newest = -1;     /* nor read */
     wait_idle(s);
     forget_all(s);
     pthread_mutex_unlock(&s->lock);
@@ -126,22 +126,22 @@ static moe_err make_room(stash *s, size_t bytes)
         return MOE_OK;
     if (s->rc != MOE_OK)
         return say_failure(s);
-    if (s->in_ring > 0) {
-        TRY(block_write(s, s->ring[0]));
-        TRY(block_write(s, s->ring[s->in_ring - 1]));
-    }
+    if (ring_end(s) >= 0)
+        TRY(block_write(s, ring_end(s)));
     if (s->in_flight > 0)
         return stash_wait(s, "stash");
-    return moe_fail(MOE_E_CONFIG, "activations: no room for a block of %.1f MiB, %.1f of %.1f MiB are in use%s; raise memory.host or make the "
-                    "micro-batch smaller", (double)bytes / 1048576.0, (double)s->stats.resident_bytes / 1048576.0,
-                    (double)s->capacity / 1048576.0, s->st == NULL ? " and there is no spill file" : "");
+    return moe_fail(MOE_E_CONFIG,
+                    "activations: no room for a block of %.1f MiB, %.1f of %.1f MiB are in use%s; raise memory.host or make the "
+                    "micro-batch smaller",
+                    (double)bytes / 1048576.0, (double)s->stats.resident_bytes / 1048576.0, (double)s->capacity / 1048576.0,
+                    s->st == NULL ? " and there is no spill file" : "");
 }
 
 static moe_err new_block(stash *s, size_t bytes, stash_id *id, void **buf)
 {
     if (s->live == 0 && s->blocks > 0) {
         s->backward = true;
-        s->taken = 0;
+        s->newest = -1;
         wait_idle(s);
         forget_all(s);
     }
@@ -166,7 +166,8 @@ moe_err stash_new(stash *s, size_t bytes, stash_id *id, void **buf)
     *id = -1;
     *buf = NULL;
     if (bytes > (size_t)s->capacity)
-        return moe_fail(MOE_E_CONFIG, "activations: a block of %zu bytes, all the memory for activations is %lld", bytes, (long long)s->capacity);
+        return moe_fail(MOE_E_CONFIG, "activations: a block of %zu bytes, all the memory for activations is %lld", bytes,
+                        (long long)s->capacity);
     pthread_mutex_lock(&s->lock);
     const moe_err rc = new_block(s, bytes == 0 ? IO_ALIGN : (bytes + IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN, id, buf);
     pthread_mutex_unlock(&s->lock);
@@ -187,9 +188,11 @@ static moe_err take_block(stash *s, stash_id id, void **buf)
 {
     if (id < 0 || id >= s->blocks || s->block[id].freed || s->block[id].pinned)
         return moe_fail(MOE_E_CONFIG, "stash: block %d cannot be taken: %s", id,
-                        id < 0 || id >= s->blocks ? "there is none" : s->block[id].freed ? "it is gone" : "it is taken already");
+                        id < 0 || id >= s->blocks ? "there is none"
+                        : s->block[id].freed      ? "it is gone"
+                                                  : "it is taken already");
     s->backward = true;
-    s->taken = id;
+    s->newest = s->blocks - 1;
     s->block[id].sealed = true;
     while (!s->block[id].here || s->block[id].reading) {
         stash_block *b = &s->block[id];
@@ -240,7 +243,10 @@ void stash_get_stats(stash *s, stash_stats *out)
     pthread_mutex_unlock(&s->lock);
 }
 
-static moe_err broken(const char *what, stash_id id) { return moe_fail(MOE_E_DATA, "stash: broken invariant at block %d: %s", id, what); }
+static moe_err broken(const char *what, stash_id id)
+{
+    return moe_fail(MOE_E_DATA, "stash: broken invariant at block %d: %s", id, what);
+}
 
 static moe_err check_all(const stash *s)
 {

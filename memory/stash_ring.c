@@ -69,20 +69,26 @@ void ring_drop(stash *s, stash_id id)
     s->stats.resident_bytes -= s->block[id].bytes;
 }
 
-static bool may_go(const stash *s, stash_id id)
+/* In use: no waiting makes it movable. */
+static bool is_held(const stash *s, stash_id id) { return !s->block[id].sealed || s->block[id].pinned; }
+
+/* The block that makes room when it goes: the bottom, or the top while the bottom is held. -1: both are. A bottom that is only
+ * being written is waited for: letting the top go instead would turn the order round, and backward would find its first blocks
+ * last. */
+stash_id ring_end(const stash *s)
 {
-    const stash_block *b = &s->block[id];
-    return b->spilled && b->sealed && !b->pinned && b->op < 0;
+    if (s->in_ring == 0)
+        return -1;
+    const stash_id bottom = s->ring[0], top = s->ring[s->in_ring - 1];
+    return !is_held(s, bottom) ? bottom : !is_held(s, top) ? top : -1;
 }
 
 bool ring_evict(stash *s)
 {
-    if (s->in_ring == 0)
+    const stash_id id = ring_end(s);
+    if (id < 0 || !s->block[id].spilled || s->block[id].op >= 0)
         return false;
-    const stash_id bottom = s->ring[0], top = s->ring[s->in_ring - 1];
-    if (!may_go(s, bottom) && !may_go(s, top))
-        return false;
-    ring_drop(s, may_go(s, bottom) ? bottom : top);
+    ring_drop(s, id);
     return true;
 }
 
@@ -165,8 +171,11 @@ moe_err block_write(stash *s, stash_id id)
         return MOE_OK;
     if (!b->has_place) {
         if (b->bytes > s->spill_bytes - s->spill_end)
-            return moe_fail(MOE_E_IO, "the spill file of %.1f MiB is full: %.1f MiB of activations need more; a larger memory.host or smaller "
-                            "micro-batch groups would do", (double)s->spill_bytes / 1048576.0, (double)(s->spill_end + b->bytes) / 1048576.0);
+            return moe_fail(
+                MOE_E_IO,
+                "the spill file of %.1f MiB is full: %.1f MiB of activations need more; a larger memory.host or smaller "
+                "micro-batch groups would do",
+                (double)s->spill_bytes / 1048576.0, (double)(s->spill_end + b->bytes) / 1048576.0);
         b->spill_at = s->spill_end;
         b->has_place = true;
         s->spill_end += b->bytes;
@@ -188,8 +197,8 @@ bool block_read(stash *s, stash_id id, bool demand)
     return true;
 }
 
-/* Forward: makes the bottom clean until a margin of the arena is free or clean. A full spill file is no error yet: only the call that needs
- * the room says so. */
+/* Forward: makes the bottom clean until a margin of the arena is free or clean. A full spill file is no error yet: only the call
+ * that needs the room says so. */
 static void write_behind(stash *s)
 {
     int64_t ready = s->capacity - (top_of(s) - bottom_of(s));
@@ -203,10 +212,12 @@ static void write_behind(stash *s)
     }
 }
 
-/* Backward: reads what is needed next, in order, as far as there is room. */
+/* Backward: reads what is needed next, the newest first, as far as there is room. */
 static void read_ahead(stash *s)
 {
-    for (stash_id id = s->taken - 1; id >= 0; id--) {
+    while (s->newest >= 0 && s->block[s->newest].freed)
+        s->newest--;
+    for (stash_id id = s->newest; id >= 0; id--) {
         const stash_block *b = &s->block[id];
         if (b->freed || b->here)
             continue;
@@ -235,8 +246,8 @@ moe_err stash_wait(stash *s, const char *who)
     moe_err rc = MOE_OK;
     while (s->events == seen && rc == MOE_OK)
         if (pthread_cond_timedwait(&s->landed, &s->lock, &until) == ETIMEDOUT && s->events == seen)
-            rc = moe_fail(MOE_E_IO, "%s waited %d s for the store: %d transfers of activations in flight, none came back", who, STASH_DEADLINE,
-                          s->in_flight);
+            rc = moe_fail(MOE_E_IO, "%s waited %d s for the store: %d transfers of activations in flight, none came back", who,
+                          STASH_DEADLINE, s->in_flight);
     clock_gettime(CLOCK_MONOTONIC, &end);
     s->stats.stall_seconds += (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
     return rc;

@@ -18,8 +18,9 @@ static moe_err check_config(const tier_config *c)
 {
     for (int p = 1; p < STORE_PARTS; p++)
         if (c->part_bytes[p] != c->part_bytes[STORE_W])
-            return moe_fail(MOE_E_CONFIG, "tier: part %c has %zu bytes, part w %zu; the slots are uniform, so all parts must be equal", "wmvg"[p],
-                            c->part_bytes[p], c->part_bytes[STORE_W]);
+            return moe_fail(MOE_E_CONFIG,
+                            "tier: part %c has %zu bytes, part w %zu; the slots are uniform, so all parts must be equal",
+                            "wmvg"[p], c -> part_bytes[p], c -> part_bytes[STORE_W]);
     if (c->part_bytes[STORE_W] == 0 || c->part_bytes[STORE_W] > ((size_t)1 << 40))
         return moe_fail(MOE_E_CONFIG, "tier: a part of %zu bytes", c->part_bytes[STORE_W]);
     if (c->layers <= 0 || c->experts <= 0 || c->layers > INT32_MAX / 16 / c->experts)
@@ -27,18 +28,25 @@ static moe_err check_config(const tier_config *c)
     if (c->fill == NULL)
         return moe_fail(MOE_E_CONFIG, "tier: nothing makes the initial values (fill)");
     if (c->host_bytes < tier_least_bytes(c))
-        return moe_fail(MOE_E_CONFIG, "memory.host leaves %zu bytes for experts; two whole records need %zu", c->host_bytes, tier_least_bytes(c));
+        return moe_fail(MOE_E_CONFIG, "memory.host leaves %zu bytes for experts; two whole records need %zu", c->host_bytes,
+                        tier_least_bytes(c));
     const size_t every = (size_t)c->layers * (size_t)c->experts * STORE_PARTS;
     if (c->store == NULL && c->host_bytes / padded_bytes(c->part_bytes[STORE_W]) < every)
-        return moe_fail(MOE_E_CONFIG, "memory.host leaves %zu bytes for experts; without memory.ssd all %zu parts of %zu bytes must fit",
+        return moe_fail(MOE_E_CONFIG,
+                        "memory.host leaves %zu bytes for experts; without memory.ssd all %zu parts of %zu bytes must fit",
                         c->host_bytes, every, padded_bytes(c->part_bytes[STORE_W]));
     return MOE_OK;
 }
 
 static moe_err start_section(tier_section *x, section_id s, const record *r)
 {
-    *x = (tier_section){.slot = {-1, -1, -1, -1}, .disk = {.slot = -1}, .next = {.slot = -1}, .before = {.slot = -1},
-                        .grad_slot = -1, .grad_target = -1, .chance = 0.75f};
+    *x = (tier_section){.slot = {-1, -1, -1, -1},
+                        .disk = {.slot = -1},
+                        .next = {.slot = -1},
+                        .before = {.slot = -1},
+                        .grad_slot = -1,
+                        .grad_target = -1,
+                        .chance = 0.75f};
     if (r == NULL)
         return MOE_OK;
     const bool state_bad = r->slot < -1 || (r->slot < 0 && r->step != 0);
@@ -74,7 +82,10 @@ static moe_err start_slots(tier *t)
     t->memory = block;
     t->free_head = -1;
     for (int i = t->slots - 1; i >= 0; i--) {
-        t->slot[i] = (tier_slot){.owner = t, .buf = (float *)((char *)block + (size_t)i * t->padded), .section = -1, .heap = -1,
+        t->slot[i] = (tier_slot){.owner = t,
+                                 .buf = (float *)((char *)block + (size_t)i * t->padded),
+                                 .section = -1,
+                                 .heap = -1,
                                  .next_free = t->free_head};
         t->free_head = i;
     }
@@ -110,7 +121,8 @@ static moe_err start(tier *t)
     t->c.records = NULL;
     TRY(start_slots(t));
     /* Two records beyond what is being read: an acquire and the release before it never wait for a write in the steady state. */
-    t->writeback_mark = t->c.prefetch_depth + 2 * STORE_PARTS < t->slots / 2 ? t->c.prefetch_depth + 2 * STORE_PARTS : t->slots / 2;
+    t->writeback_mark =
+        t->c.prefetch_depth + 2 * STORE_PARTS < t->slots / 2 ? t->c.prefetch_depth + 2 * STORE_PARTS : t->slots / 2;
     t->writeback_depth = t->c.prefetch_depth < STORE_PARTS ? STORE_PARTS : t->c.prefetch_depth;
     if (t->writeback_depth > TIER_FLIGHT_MAX)
         t->writeback_depth = TIER_FLIGHT_MAX;
@@ -159,10 +171,7 @@ void tier_close(tier *t)
     free(t);
 }
 
-static int position(const tier *t, tier_phase p)
-{
-    return p.backward ? 2 * t->c.layers - 1 - p.layer : p.layer;
-}
+static int position(const tier *t, tier_phase p) { return p.backward ? 2 * t->c.layers - 1 - p.layer : p.layer; }
 
 static void place_layer(tier *t, int layer)
 {
@@ -279,7 +288,8 @@ void tier_abandon(tier *t)
     pthread_mutex_unlock(&t->lock);
 }
 
-/* Starts writes in the order of the disk, as many as may be in flight. Returns the number of dirty parts that are left to start. */
+/* Starts writes in the order of the disk, as many as may be in flight. Returns the number of dirty parts that are left to start.
+ */
 static int flush_some(tier *t)
 {
     int left = 0;
@@ -323,7 +333,8 @@ moe_err tier_flush(tier *t)
     if (t->c.store == NULL || t->c.read_only)
         return MOE_OK;
     if (t->speculating)
-        return moe_fail(MOE_E_CONFIG, "tier: step %llu is still speculative and cannot be flushed", (unsigned long long)t->speculative_step);
+        return moe_fail(MOE_E_CONFIG, "tier: step %llu is still speculative and cannot be flushed",
+                        (unsigned long long)t->speculative_step);
     pthread_mutex_lock(&t->lock);
     t->quiet = true;
     const moe_err rc = flush_all(t);

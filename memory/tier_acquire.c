@@ -1,9 +1,10 @@
-/* Leases of the host tier: acquire. Owns the wait of the computation; tier_release.c ends what is granted here. The compute thread only.
+/* Leases of the host tier: acquire. Owns the wait of the computation; tier_release.c ends what is granted here. The compute
+ * thread only.
  *
  * A waiting acquire has one target: the wanted section with the least left to bring. Its resident parts are pinned and it gets
- * every slot that comes free until it has them all; only then reads for the other wanted sections are started and the prefetcher goes on. So
- * with two whole records of slots, one of them leased, an acquire always ends: the slots of everything else become clean and may be taken.
- * Whichever wanted section is complete first is returned. */
+ * every slot that comes free until it has them all; only then reads for the other wanted sections are started and the prefetcher
+ * goes on. So with two whole records of slots, one of them leased, an acquire always ends: the slots of everything else become
+ * clean and may be taken. Whichever wanted section is complete first is returned. */
 #include <string.h>
 #include <time.h>
 
@@ -45,7 +46,8 @@ static moe_err check_wanted(tier *t, section_id s, unsigned parts, unsigned fres
     if ((parts & TIER_G) != 0 && (fresh & TIER_G) == 0 && x->grad_step == 0)
         return moe_fail(MOE_E_CONFIG, "tier: section %d has no pending gradient to lease", s);
     if ((parts & fresh & TIER_G) != 0 && x->grad_step > x->step && x->grad_step <= t->finished)
-        return moe_fail(MOE_E_CONFIG, "tier: section %d still has the gradient of step %llu; it must be applied before a new one is made", s,
+        return moe_fail(MOE_E_CONFIG,
+                        "tier: section %d still has the gradient of step %llu; it must be applied before a new one is made", s,
                         (unsigned long long)x->grad_step);
     if (t->c.read_only && (parts & (TIER_M | TIER_V)) != 0 && x->step != x->disk.step)
         return moe_fail(MOE_E_CONFIG, "tier: section %d was updated in memory only (read-only run); its moments are gone", s);
@@ -185,8 +187,8 @@ static void serve_others(tier *t, const request *r)
         }
 }
 
-/* The target lacks slots: everything that could become one is dirty or in flight. Writes what goes first; when nothing is in flight any more,
- * clean parts go that are needed in this very phase. false: there is nothing left that could go. */
+/* The target lacks slots: everything that could become one is dirty or in flight. Writes what goes first; when nothing is in
+ * flight any more, clean parts go that are needed in this very phase. false: there is nothing left that could go. */
 static bool find_slots(tier *t, int lacking)
 {
     while (t->writes < lacking && t->heap[HEAP_DIRTY].n > 0 && t->c.store != NULL)
@@ -217,7 +219,8 @@ static moe_err stuck(tier *t, const request *r)
 {
     const moe_err rc = t->write_rc;
     if (rc == MOE_OK)
-        return moe_fail(MOE_E_FULL, "tier: no slot for section %d: %d of %d parts are leased", r->wanted[r->target], t->leased_count, t->slots);
+        return moe_fail(MOE_E_FULL, "tier: no slot for section %d: %d of %d parts are leased", r->wanted[r->target],
+                        t->leased_count, t->slots);
     writes_forgive(t);
     return moe_fail(rc, "%s", t->write_text);
 }
@@ -341,7 +344,8 @@ static bool take_now(tier *t, const section_id *wanted, int i, unsigned fresh, t
     return ready;
 }
 
-moe_err tier_acquire_any(tier *t, const section_id *wanted, int n, tier_parts_fn parts_of, void *user, unsigned fresh, int *which, tier_lease *out)
+moe_err tier_acquire_any(tier *t, const section_id *wanted, int n, tier_parts_fn parts_of, void *user, unsigned fresh, int *which,
+                         tier_lease *out)
 {
     *which = -1;
     *out = (tier_lease){0};

@@ -22,10 +22,13 @@ static moe_err check_slot(const tier *t, int i, sums *sum)
     sum->reads += h->state == SLOT_READING;
     sum->idle += h->heap >= 0;
     if (h->state == SLOT_FREE)
-        return h->section == -1 && !h->dirty && h->leases == 0 && h->heap < 0 ? MOE_OK : broken("a free slot holds something", h->section, -1);
+        return h->section == -1 && !h->dirty && h->leases == 0 && h->heap < 0
+                   ? MOE_OK
+                   : broken("a free slot holds something", h->section, -1);
     const tier_section *x = &t->section[h->section];
     if (h->state == SLOT_DOOMED)
-        return h->writing && !h->dirty && h->heap < 0 ? MOE_OK : broken("a doomed slot without a write", h->section, (int)h->part);
+        return h->writing && !h->dirty && h->heap < 0 ? MOE_OK
+                                                      : broken("a doomed slot without a write", h->section, (int)h->part);
     sum->owned++;
     if (x->slot[h->part] != i)
         return broken("slot and section disagree", h->section, (int)h->part);
@@ -35,7 +38,8 @@ static moe_err check_slot(const tier *t, int i, sums *sum)
         return broken("dirty without content", h->section, (int)h->part);
     if (h->heap >= 0 && (h->leases > 0 || h->pins > 0 || h->writing))
         return broken("in use, yet a candidate for eviction", h->section, (int)h->part);
-    const bool idle = (h->state == SLOT_READY || h->state == SLOT_FAILED) && h->leases == 0 && h->pins == 0 && !h->writing && !h->dirty;
+    const bool idle =
+        (h->state == SLOT_READY || h->state == SLOT_FAILED) && h->leases == 0 && h->pins == 0 && !h->writing && !h->dirty;
     if (idle && h->heap != HEAP_CLEAN)
         return broken("clean and idle, yet no candidate for eviction", h->section, (int)h->part);
     if (h->heap == HEAP_DIRTY && !h->dirty)
@@ -56,7 +60,8 @@ static moe_err check_heaps(const tier *t)
     return MOE_OK;
 }
 
-/* Every part of a new version is dirty in RAM, leased for changing, or has arrived; and it goes to a place that may be written. */
+/* Every part of a new version is dirty in RAM, leased for changing, or has arrived; and it goes to a place that may be written.
+ */
 static moe_err check_state(tier *t, section_id s)
 {
     const tier_section *x = &t->section[s];

@@ -1,15 +1,16 @@
 /* The schedule: when a part is needed next, and reading ahead along it.
  *
- * The phases of a step form a cycle of 2L: forward of layer l stands at position l, backward at 2L-1-l (evaluation: L forward phases).
- * w is used in both phases of its layer; m and v in forward, where a pending gradient is applied or a decay replayed, or in backward, while
- * updates are speculative; g is made in backward and used by the next forward. Between the two phases of a layer the router has spoken,
- * and the touches of backward are certain. Before that a section is touched with the chance of its moving average p, so the expected
- * number of cycles that pass it by is 1/p - 1, and its expected next use lies so many cycles later. Belady's rule (evict what is used
- * farthest in the future) is then a comparison of expected times; times are absolute (phases since the start), so that keys stay valid while
- * the clock advances, until the part's own layer is entered or left.
+ * The phases of a step form a cycle of 2L: forward of layer l stands at position l, backward at 2L-1-l (evaluation: L forward
+ * phases). w is used in both phases of its layer; m and v in forward, where a pending gradient is applied or a decay replayed, or
+ * in backward, while updates are speculative; g is made in backward and used by the next forward. Between the two phases of a
+ * layer the router has spoken, and the touches of backward are certain. Before that a section is touched with the chance of its
+ * moving average p, so the expected number of cycles that pass it by is 1/p - 1, and its expected next use lies so many cycles
+ * later. Belady's rule (evict what is used farthest in the future) is then a comparison of expected times; times are absolute
+ * (phases since the start), so that keys stay valid while the clock advances, until the part's own layer is entered or left.
  *
- * The prefetcher walks the phases from the current one on and stops at the first part it finds no slot or no place in the queue for, so
- * what is read is always what is needed first. It evicts only what is needed later than what it brings in. All under the tier's lock. */
+ * The prefetcher walks the phases from the current one on and stops at the first part it finds no slot or no place in the queue
+ * for, so what is read is always what is needed first. It evicts only what is needed later than what it brings in. All under the
+ * tier's lock. */
 #include <math.h>
 
 #include "memory/tier_private.h"
@@ -94,9 +95,12 @@ tier_use schedule_next_use(const tier *t, section_id s, store_part p)
 {
     const view v = look(t, s);
     switch (p) {
-    case STORE_W: return earlier(forward_use(t, &v, true), backward_use(t, &v));
-    case STORE_G: return gradient_use(t, &v, &t->section[s]);
-    default: return moment_use(t, &v, &t->section[s]);
+    case STORE_W:
+        return earlier(forward_use(t, &v, true), backward_use(t, &v));
+    case STORE_G:
+        return gradient_use(t, &v, &t->section[s]);
+    default:
+        return moment_use(t, &v, &t->section[s]);
     }
 }
 

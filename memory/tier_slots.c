@@ -92,10 +92,8 @@ static void set_key(tier *t, tier_slot *h)
         return;
     }
     h->next = schedule_next_use(t, h->section, h->part).expected;
-    const policy_use u = {.next = h->next,
-                          .last = h->last,
-                          .hits = t->section[h->section].hits[h->part],
-                          .threshold = t->c.lfu_threshold};
+    const policy_use u = {
+        .next = h->next, .last = h->last, .hits = t->section[h->section].hits[h->part], .threshold = t->c.lfu_threshold};
     h->key = t->policy->key(&u);
 }
 

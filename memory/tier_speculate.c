@@ -1,10 +1,10 @@
 /* Speculative updates: between begin and resolve the state before each update stays on disk, in a place of its own.
  *
- * Backward of the running step changes w, m and v in RAM with clip = 1. Before the lease that allows it is granted, the state they hold
- * must be whole on disk (it may be dirty from an earlier forward: then it is written first). The first release that books the running step
- * remembers that place in `before`; writes of the new state choose another one. If the guess holds, `before` is forgotten and the gradient
- * counts as applied. If not, the new state is dropped wherever it is, and the section stands at `before` with its pending gradient.
- * The compute thread only, under the tier's lock. */
+ * Backward of the running step changes w, m and v in RAM with clip = 1. Before the lease that allows it is granted, the state
+ * they hold must be whole on disk (it may be dirty from an earlier forward: then it is written first). The first release that
+ * books the running step remembers that place in `before`; writes of the new state choose another one. If the guess holds,
+ * `before` is forgotten and the gradient counts as applied. If not, the new state is dropped wherever it is, and the section
+ * stands at `before` with its pending gradient. The compute thread only, under the tier's lock. */
 #include "memory/tier_private.h"
 
 static bool state_is_on_disk(tier *t, section_id s)
@@ -50,6 +50,12 @@ void tier_speculate_begin(tier *t, uint64_t step)
     t->speculating = true;
     t->speculation_broken = false;
     t->speculative_step = step;
+    if (!t->update_in_backward) { /* m and v have another next use now */
+        t->update_in_backward = true;
+        slot_place_all(t);
+        t->walk = t->clock;
+        t->walk_expert = 0;
+    }
     pthread_mutex_unlock(&t->lock);
 }
 
@@ -83,7 +89,8 @@ static moe_err prepare_return(tier *t)
 {
     if (t->c.store == NULL || t->speculation_broken)
         return moe_fail(MOE_E_CONFIG, "tier: step %llu cannot be taken back: %s", (unsigned long long)t->speculative_step,
-                        t->c.store == NULL ? "there is no store to hold the state before it" : "a state was changed before it was on disk");
+                        t->c.store == NULL ? "there is no store to hold the state before it"
+                                           : "a state was changed before it was on disk");
     for (section_id s = 0; s < t->sections; s++)
         for (int p = 0; p < STORE_PARTS && t->section[s].speculative; p++) {
             const tier_slot *h = part_slot(t, s, (store_part)p);

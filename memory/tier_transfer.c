@@ -1,7 +1,7 @@
-/* Transfers of the host tier: reads, writes, write-back in the background, and what happens when one ends. Owns the store's ops in the
- * slots. All under the tier's lock; transfer_done is entered from the store's thread and takes it.
- * Rule: a part has at most one write in flight (tier_section.flight), also when its slot is already doomed, so two writes never race for
- * one place on disk. */
+/* Transfers of the host tier: reads, writes, write-back in the background, and what happens when one ends. Owns the store's ops
+ * in the slots. All under the tier's lock; transfer_done is entered from the store's thread and takes it. Rule: a part has at
+ * most one write in flight (tier_section.flight), also when its slot is already doomed, so two writes never race for one place on
+ * disk. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -54,7 +54,7 @@ static void write_done(tier *t, tier_slot *h)
     const store_part p = h->part;
     t->writes--;
     h->writing = false;
-    x->flight &= (uint8_t)~(1u << p);
+    x->flight &= (uint8_t) ~(1u << p);
     if (h->state == SLOT_DOOMED) {
         slot_free(t, h);
         if (x->slot[p] >= 0)
@@ -171,9 +171,9 @@ void writes_forgive(tier *t)
         }
 }
 
-/* Keeps the parts that would go next clean: as long as fewer than writeback_mark slots are free, on their way to be clean, or clean and
- * before the first dirty part in the order of eviction, that dirty part is written. The count stays small on purpose: whatever is
- * written earlier than it must be may change again before it goes. */
+/* Keeps the parts that would go next clean: as long as fewer than writeback_mark slots are free, on their way to be clean, or
+ * clean and before the first dirty part in the order of eviction, that dirty part is written. The count stays small on purpose:
+ * whatever is written earlier than it must be may change again before it goes. */
 void writeback(tier *t)
 {
     if (t->c.store == NULL || t->fits || t->c.read_only || t->quiet)
@@ -218,7 +218,8 @@ static int16_t state_target(const tier *t, section_id s)
 {
     const tier_section *x = &t->section[s];
     int k = 0;
-    while ((t->c.checkpoint != NULL && checkpoint_names_slot(t->c.checkpoint, s, k, false)) || (x->speculative && k == x->before.slot))
+    while ((t->c.checkpoint != NULL && checkpoint_names_slot(t->c.checkpoint, s, k, false)) ||
+           (x->speculative && k == x->before.slot))
         k++;
     return (int16_t)k;
 }
@@ -231,8 +232,9 @@ int gradient_target(tier *t, section_id s)
     return k;
 }
 
-/* A change of `part` to `step` is booked: what was written of an older version no longer counts. A change at the step that is already whole
- * on disk makes a new version too; parts that did not change are then rewritten from RAM, or stay where they are when the place is the same. */
+/* A change of `part` to `step` is booked: what was written of an older version no longer counts. A change at the step that is
+ * already whole on disk makes a new version too; parts that did not change are then rewritten from RAM, or stay where they are
+ * when the place is the same. */
 void version_begin(tier *t, tier_section *x, unsigned part, uint64_t step)
 {
     const section_id s = (section_id)(x - t->section);

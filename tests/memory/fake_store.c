@@ -51,8 +51,8 @@ static uint64_t sum_of(const void *data, size_t bytes)
 static void complain(store *s, const char *what, const store_op *op)
 {
     if (s->problem[0] == '\0')
-        snprintf(s->problem, sizeof s->problem, "%s: %s of section %d part %d slot %d", what, op->write ? "write" : "read", op->section,
-                 (int)op->part, op->slot);
+        snprintf(s->problem, sizeof s->problem, "%s: %s of section %d part %d slot %d", what, op->write ? "write" : "read",
+                 op->section, (int)op->part, op->slot);
 }
 
 static size_t place_index(const store *s, section_id section, store_part part, int slot)
@@ -179,8 +179,8 @@ static void transfer(store *s, store_op *op, bool fails)
     op->rc = MOE_OK;
     if (fails) {
         op->rc = MOE_E_IO;
-        snprintf(op->text, sizeof op->text, "injected failure of a %s of section %d part %d", op->write ? "write" : "read", op->section,
-                 (int)op->part);
+        snprintf(op->text, sizeof op->text, "injected failure of a %s of section %d part %d", op->write ? "write" : "read",
+                 op->section, (int)op->part);
         if (!op->write)
             memset(op->buf, 0xee, op->spill ? op->bytes : s->c.part_bytes);
         return;

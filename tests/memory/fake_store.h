@@ -1,7 +1,8 @@
-/* A store without a disk, for tests of the tier and the stash: link-time replacements of store_submit, store_promote, store_sync and
- * checkpoint_names_slot. Places live in RAM; a thread ends the operations in random order after random delays and fails them on demand.
- * It watches the rules of its callers: no write to a place that a kept checkpoint names, no two operations on one place of which one
- * writes, no place beyond those there are, no change of a buffer that is being written. fake_store_problem says which rule was broken first. */
+/* A store without a disk, for tests of the tier and the stash: link-time replacements of store_submit, store_promote, store_sync
+ * and checkpoint_names_slot. Places live in RAM; a thread ends the operations in random order after random delays and fails them
+ * on demand. It watches the rules of its callers: no write to a place that a kept checkpoint names, no two operations on one
+ * place of which one writes, no place beyond those there are, no change of a buffer that is being written. fake_store_problem
+ * says which rule was broken first. */
 #ifndef MOE_TESTS_MEMORY_FAKE_STORE_H
 #define MOE_TESTS_MEMORY_FAKE_STORE_H
 
@@ -12,8 +13,8 @@ typedef struct fake_config {
     int sections, slots;
     size_t part_bytes;
     uint64_t spill_bytes;
-    int delay_us;      /* at most, per operation */
-    bool lax;          /* a buffer may change while it is written */
+    int delay_us; /* at most, per operation */
+    bool lax;     /* a buffer may change while it is written */
     uint64_t seed;
 } fake_config;
 

@@ -10,7 +10,11 @@
 #include "memory/io.h"
 #include "tests/memory/scratch.h"
 
-#define OK(call) do { const moe_err ok_rc = (call); cr_assert(ok_rc == MOE_OK, "%s: %s", #call, moe_error_text()); } while (0)
+#define OK(call)                                                                                                                 \
+    do {                                                                                                                         \
+        const moe_err ok_rc = (call);                                                                                            \
+        cr_assert(ok_rc == MOE_OK, "%s: %s", #call, moe_error_text());                                                           \
+    } while (0)
 
 static scratch root;
 
@@ -40,7 +44,8 @@ Test(budget, cgroup_v1_the_least_of_every_level)
 {
     char source[BUDGET_SOURCE] = "";
     put("/proc/self/cgroup", "9:name=systemd:/\n5:cpu,memory:/a/b\n0::/\n");
-    put("/proc/self/mountinfo", "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,cpu,memory\n");
+    put("/proc/self/mountinfo", "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n35 31 0:32 / /sys/fs/cgroup/memory "
+                                "rw,relatime - cgroup cgroup rw,cpu,memory\n");
     put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
     put("/sys/fs/cgroup/memory/a/memory.limit_in_bytes", "1000000000\n");
     put("/sys/fs/cgroup/memory/a/b/memory.limit_in_bytes", "2000000000\n");

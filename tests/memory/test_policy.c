@@ -5,7 +5,11 @@
 #include "memory/policy.h"
 #include "tests/memory/tier_sim.h"
 
-#define OK(call) do { const moe_err ok_rc = (call); cr_assert(ok_rc == MOE_OK, "%s: %s", #call, moe_error_text()); } while (0)
+#define OK(call)                                                                                                                 \
+    do {                                                                                                                         \
+        const moe_err ok_rc = (call);                                                                                            \
+        cr_assert(ok_rc == MOE_OK, "%s: %s", #call, moe_error_text());                                                           \
+    } while (0)
 
 Test(policy, keys_order_the_parts)
 {
@@ -32,7 +36,8 @@ Test(policy, an_unknown_name_is_told_the_known_ones)
 
 static double hit_rate(const char *name, int slots, int touched, int experts, uint64_t seed)
 {
-    const sim_config c = {.layers = 4, .experts = experts, .host_parts = slots, .keep = 1, .policy = name, .touched = touched, .seed = seed};
+    const sim_config c = {
+        .layers = 4, .experts = experts, .host_parts = slots, .keep = 1, .policy = name, .touched = touched, .seed = seed};
     sim m;
     sim_open(&m, &c);
     for (int i = 0; i < 12; i++)
@@ -45,8 +50,8 @@ static double hit_rate(const char *name, int slots, int touched, int experts, ui
 
 enum { ALL = 1000 }; /* percent: every expert in every step, although the touches are skewed */
 
-/* Where every expert is touched the schedule is an oracle and must not lose; where only chances are known it must still win as long as memory
- * holds clearly less than everything. Same seed: the touches are the same for all three. */
+/* Where every expert is touched the schedule is an oracle and must not lose; where only chances are known it must still win as
+ * long as memory holds clearly less than everything. Same seed: the touches are the same for all three. */
 Test(policy, the_schedule_hits_at_least_as_often)
 {
     const struct {
@@ -58,7 +63,7 @@ Test(policy, the_schedule_hits_at_least_as_often)
         const double lfu = hit_rate("lfu", cases[i].slots, cases[i].touched, cases[i].experts, i + 1);
         cr_log_info("%d slots, %d%% of %d experts touched: schedule %.3f, lru %.3f, lfu %.3f\n", cases[i].slots, cases[i].touched,
                     cases[i].experts, belady, lru, lfu);
-        cr_expect(belady >= lru && belady >= lfu, "%d slots, %d%% of %d experts: schedule %.3f, lru %.3f, lfu %.3f", cases[i].slots,
-                  cases[i].touched, cases[i].experts, belady, lru, lfu);
+        cr_expect(belady >= lru && belady >= lfu, "%d slots, %d%% of %d experts: schedule %.3f, lru %.3f, lfu %.3f",
+                  cases[i].slots, cases[i].touched, cases[i].experts, belady, lru, lfu);
     }
 }

@@ -6,7 +6,11 @@
 #include "memory/stash.h"
 #include "tests/memory/fake_store.h"
 
-#define OK(call) do { const moe_err ok_rc = (call); cr_assert(ok_rc == MOE_OK, "%s: %s", #call, moe_error_text()); } while (0)
+#define OK(call)                                                                                                                 \
+    do {                                                                                                                         \
+        const moe_err ok_rc = (call);                                                                                            \
+        cr_assert(ok_rc == MOE_OK, "%s: %s", #call, moe_error_text());                                                           \
+    } while (0)
 
 static uint64_t seed;
 
@@ -25,7 +29,10 @@ static void check(stash *s, store *st)
         cr_assert_str_eq(fake_store_problem(st), "");
 }
 
-static uint64_t word_of(int pass, stash_id id, size_t i) { return ((uint64_t)pass << 48) ^ ((uint64_t)(unsigned)id << 24) ^ (i * 0x9e3779b97f4a7c15u); }
+static uint64_t word_of(int pass, stash_id id, size_t i)
+{
+    return ((uint64_t)pass << 48) ^ ((uint64_t)(unsigned)id << 24) ^ (i * 0x9e3779b97f4a7c15u);
+}
 
 static void write_block(void *buf, size_t bytes, int pass, stash_id id)
 {
@@ -36,8 +43,8 @@ static void write_block(void *buf, size_t bytes, int pass, stash_id id)
 static void check_block(const void *buf, size_t bytes, int pass, stash_id id)
 {
     for (size_t i = 0; i < bytes / 8; i++)
-        cr_assert(((const uint64_t *)buf)[i] == word_of(pass, id, i), "pass %d block %d word %zu: %llx, expected %llx", pass, id, i,
-                  (unsigned long long)((const uint64_t *)buf)[i], (unsigned long long)word_of(pass, id, i));
+        cr_assert(((const uint64_t *)buf)[i] == word_of(pass, id, i), "pass %d block %d word %zu: %llx, expected %llx", pass, id,
+                  i, (unsigned long long)((const uint64_t *)buf)[i], (unsigned long long)word_of(pass, id, i));
 }
 
 typedef struct made {
@@ -96,7 +103,12 @@ Test(stash, contents_survive_a_small_budget)
     for (int round = 0; round < rounds; round++) {
         seed = 1000 + (uint64_t)round;
         const size_t largest = 20000, host = 9 * 5 * IO_ALIGN + (size_t)round % 8 * 7 * IO_ALIGN;
-        const fake_config f = {.sections = 1, .slots = 1, .part_bytes = 8, .spill_bytes = 8 << 20, .delay_us = round % 2 == 0 ? 80 : 0, .seed = seed};
+        const fake_config f = {.sections = 1,
+                               .slots = 1,
+                               .part_bytes = 8,
+                               .spill_bytes = 8 << 20,
+                               .delay_us = round % 2 == 0 ? 80 : 0,
+                               .seed = seed};
         store *st = fake_store_open(&f);
         stash *s;
         OK(stash_open(&s, st, host, f.spill_bytes));
@@ -166,11 +178,13 @@ Test(stash, a_full_spill_file_and_failing_transfers_are_errors)
     cr_assert_eq(rc, MOE_E_IO);
     cr_assert(strstr(moe_error_text(), "spill file") != NULL, "%s", moe_error_text());
     stash_reset(s);
-    for (int round = 0; round < 40; round++) { /* some of the time it goes well: nothing may hang, and afterwards all is well again */
+    for (int round = 0; round < 40;
+         round++) { /* some of the time it goes well: nothing may hang, and afterwards all is well again */
         fake_store_fail(st, round % 2 == 0 ? 200 : 0, round % 2 == 0 ? 0 : 200);
         seed = 50 + (uint64_t)round;
         const moe_err failed = pass(s, st, round, 4, IO_ALIGN, false);
-        cr_assert(failed == MOE_OK || (failed == MOE_E_IO && strstr(moe_error_text(), "injected") != NULL), "%d %s", failed, moe_error_text());
+        cr_assert(failed == MOE_OK || (failed == MOE_E_IO && strstr(moe_error_text(), "injected") != NULL), "%d %s", failed,
+                  moe_error_text());
         stash_reset(s);
         check(s, st);
     }

@@ -1,5 +1,5 @@
-/* The host tier when things go wrong, and the cases that need a hand on the disk: failing transfers, misuse, changes during a write,
- * read-only runs, what must not cause traffic. */
+/* The host tier when things go wrong, and the cases that need a hand on the disk: failing transfers, misuse, changes during a
+ * write, read-only runs, what must not cause traffic. */
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,7 +7,11 @@
 
 #include "tests/memory/tier_sim.h"
 
-#define OK(call) do { const moe_err ok_rc = (call); cr_assert(ok_rc == MOE_OK, "%s: %s", #call, moe_error_text()); } while (0)
+#define OK(call)                                                                                                                 \
+    do {                                                                                                                         \
+        const moe_err ok_rc = (call);                                                                                            \
+        cr_assert(ok_rc == MOE_OK, "%s: %s", #call, moe_error_text());                                                           \
+    } while (0)
 
 static int rounds(int n) { return getenv("MOE_TEST_LONG") != NULL ? 30 * n : n; }
 
@@ -17,8 +21,16 @@ Test(tier_faults, failing_transfers_surface_and_nothing_hangs)
     int failed = 0;
     for (int round = 0; round < rounds(30); round++) {
         const int slots[] = {8, 13, 24};
-        const sim_config c = {.layers = 3, .experts = 4, .host_parts = slots[round % 3], .keep = 1, .policy = "schedule", .prefetch = round % 4 * 2,
-                              .speculate = round % 3 == 0 ? 50 : 0, .rollback = 50, .touched = 70, .seed = 300 + (uint64_t)round};
+        const sim_config c = {.layers = 3,
+                              .experts = 4,
+                              .host_parts = slots[round % 3],
+                              .keep = 1,
+                              .policy = "schedule",
+                              .prefetch = round % 4 * 2,
+                              .speculate = round % 3 == 0 ? 50 : 0,
+                              .rollback = 50,
+                              .touched = 70,
+                              .seed = 300 + (uint64_t)round};
         sim m;
         sim_open(&m, &c);
         OK(sim_step(&m));
@@ -47,7 +59,8 @@ Test(tier_faults, failing_transfers_surface_and_nothing_hangs)
 
 Test(tier_faults, a_flush_that_failed_can_be_repeated)
 {
-    const sim_config c = {.layers = 2, .experts = 3, .host_parts = 24, .keep = 1, .policy = "schedule", .touched = 1000, .seed = 4};
+    const sim_config c = {
+        .layers = 2, .experts = 3, .host_parts = 24, .keep = 1, .policy = "schedule", .touched = 1000, .seed = 4};
     sim m;
     sim_open(&m, &c);
     OK(sim_step(&m));
@@ -65,7 +78,14 @@ Test(tier_faults, a_flush_that_failed_can_be_repeated)
 Test(tier_faults, when_everything_fits_there_is_no_traffic)
 {
     for (int prefetch = 0; prefetch <= 8; prefetch += 8) {
-        const sim_config c = {.layers = 3, .experts = 4, .host_parts = 48, .keep = 1, .policy = "schedule", .prefetch = prefetch, .touched = 60, .seed = 8};
+        const sim_config c = {.layers = 3,
+                              .experts = 4,
+                              .host_parts = 48,
+                              .keep = 1,
+                              .policy = "schedule",
+                              .prefetch = prefetch,
+                              .touched = 60,
+                              .seed = 8};
         sim m;
         sim_open(&m, &c);
         for (int i = 0; i < 6; i++)
@@ -96,8 +116,13 @@ static moe_err zero_fill(void *user, section_id s, store_part part, float *buf)
 
 static tier_config small(store *st, checkpoint *cp, int slots)
 {
-    return (tier_config){.store = st, .checkpoint = cp, .layers = 1, .experts = 4, .part_bytes = {64, 64, 64, 64},
-                         .host_bytes = (size_t)slots * IO_ALIGN, .fill = zero_fill};
+    return (tier_config){.store = st,
+                         .checkpoint = cp,
+                         .layers = 1,
+                         .experts = 4,
+                         .part_bytes = {64, 64, 64, 64},
+                         .host_bytes = (size_t)slots * IO_ALIGN,
+                         .fill = zero_fill};
 }
 
 static store *small_store(void)
@@ -222,18 +247,28 @@ Test(tier_faults, a_configuration_that_cannot_work_is_refused)
     cr_assert_eq(tier_open(&t, &c), MOE_E_DATA);
 }
 
-/* Evaluation of a finished run: pending gradients are applied in memory, nothing reaches the disk, evicted sections start again. */
+/* Evaluation of a finished run: pending gradients are applied in memory, nothing reaches the disk, evicted sections start again.
+ */
 Test(tier_faults, a_read_only_run_writes_nothing)
 {
-    const sim_config sc = {.layers = 1, .experts = 4, .host_parts = 16, .keep = 1, .policy = "schedule", .touched = 1000, .seed = 2};
+    const sim_config sc = {
+        .layers = 1, .experts = 4, .host_parts = 16, .keep = 1, .policy = "schedule", .touched = 1000, .seed = 2};
     sim m;
     sim_open(&m, &sc);
     OK(sim_step(&m));
     OK(sim_commit(&m));
     tier_close(m.t);
     const uint64_t written = fake_store_writes(m.st);
-    tier_config c = {.store = m.st, .checkpoint = m.cp, .layers = 1, .experts = 4, .part_bytes = {1000, 1000, 1000, 1000},
-                     .host_bytes = 8 * IO_ALIGN, .prefetch_depth = 4, .read_only = true, .records = m.records, .fill = zero_fill};
+    tier_config c = {.store = m.st,
+                     .checkpoint = m.cp,
+                     .layers = 1,
+                     .experts = 4,
+                     .part_bytes = {1000, 1000, 1000, 1000},
+                     .host_bytes = 8 * IO_ALIGN,
+                     .prefetch_depth = 4,
+                     .read_only = true,
+                     .records = m.records,
+                     .fill = zero_fill};
     tier *t;
     OK(tier_open(&t, &c));
     tier_set_step(t, 1);
@@ -270,7 +305,8 @@ Test(tier_faults, a_read_only_run_writes_nothing)
 /* What is read ahead and pushed out unused is counted; what is certain is not read in vain. */
 Test(tier_faults, wrong_guesses_are_counted)
 {
-    const sim_config c = {.layers = 4, .experts = 6, .host_parts = 30, .keep = 1, .policy = "schedule", .prefetch = 6, .touched = 40, .seed = 12};
+    const sim_config c = {
+        .layers = 4, .experts = 6, .host_parts = 30, .keep = 1, .policy = "schedule", .prefetch = 6, .touched = 40, .seed = 12};
     sim m;
     sim_open(&m, &c);
     for (int i = 0; i < 20; i++)
@@ -278,8 +314,8 @@ Test(tier_faults, wrong_guesses_are_counted)
     tier_stats s;
     tier_get_stats(m.t, &s);
     const uint64_t read = fake_store_reads(m.st) * IO_ALIGN;
-    cr_assert(s.wasted_read_bytes > 0 && s.wasted_read_bytes < read / 2, "%llu of %llu bytes", (unsigned long long)s.wasted_read_bytes,
-              (unsigned long long)read);
+    cr_assert(s.wasted_read_bytes > 0 && s.wasted_read_bytes < read / 2, "%llu of %llu bytes",
+              (unsigned long long)s.wasted_read_bytes, (unsigned long long)read);
     cr_assert(s.capacity_bytes == 30 * IO_ALIGN && s.resident_bytes <= s.capacity_bytes && s.hits > 0 && s.misses > 0);
     sim_close(&m);
 }

@@ -7,7 +7,11 @@
 #include "memory/tier.h"
 #include "tests/memory/scratch.h"
 
-#define OK(call) do { const moe_err ok_rc = (call); cr_assert(ok_rc == MOE_OK, "%s: %s", #call, moe_error_text()); } while (0)
+#define OK(call)                                                                                                                 \
+    do {                                                                                                                         \
+        const moe_err ok_rc = (call);                                                                                            \
+        cr_assert(ok_rc == MOE_OK, "%s: %s", #call, moe_error_text());                                                           \
+    } while (0)
 
 enum { LAYERS = 3, EXPERTS = 4, SECTIONS = LAYERS * EXPERTS, FLOATS = 25000, STEPS = 5, SPILL = 8 << 20 };
 
@@ -37,8 +41,15 @@ static void rig_open(rig *r, bool create, int slots)
     const char *dirs[1] = {r->store_dir};
     const manifest *latest;
     OK(io_open(&r->io, "auto", r->note));
-    store_config sc = {.io = r->io, .dirs = dirs, .ndirs = 1, .uuid = {7}, .sections = SECTIONS, .slots = 3, .spill_bytes = SPILL,
-                       .create = create, .buffered = !r->direct};
+    store_config sc = {.io = r->io,
+                       .dirs = dirs,
+                       .ndirs = 1,
+                       .uuid = {7},
+                       .sections = SECTIONS,
+                       .slots = 3,
+                       .spill_bytes = SPILL,
+                       .create = create,
+                       .buffered = !r->direct};
     tier_config tc = {.layers = LAYERS, .experts = EXPERTS, .prefetch_depth = 4, .fill = fill};
     for (int p = 0; p < STORE_PARTS; p++)
         sc.part_bytes[p] = tc.part_bytes[p] = FLOATS * 4;
@@ -105,7 +116,8 @@ static moe_err forward_layer(rig *r, int layer)
         for (int p = 0; p < STORE_G && update; p++)
             set_part(l.part[p], s, p, r->finished);
         if (update)
-            tier_release(r->t, &l, TIER_M | TIER_V | TIER_G, (tier_change){.dirty = TIER_M | TIER_V, .drop = TIER_G, .step = r->finished});
+            tier_release(r->t, &l, TIER_M | TIER_V | TIER_G,
+                         (tier_change){.dirty = TIER_M | TIER_V, .drop = TIER_G, .step = r->finished});
         tier_release(r->t, &l, TIER_ALL, (tier_change){.dirty = update ? TIER_W : 0, .step = r->finished});
         wanted[which] = wanted[n - 1];
         OK(tier_check(r->t));
@@ -141,8 +153,15 @@ static void commit(rig *r)
     OK(tier_flush(r->t));
     record records[SECTIONS];
     memcpy(records, tier_catalog(r->t), sizeof records);
-    const manifest m = {.uuid = {7}, .step = r->finished, .sections = SECTIONS, .records = records, .log_steps = 1, .log = &log,
-                        .dense_bytes = sizeof dense, .state = &state, .state_bytes = 1};
+    const manifest m = {.uuid = {7},
+                        .step = r->finished,
+                        .sections = SECTIONS,
+                        .records = records,
+                        .log_steps = 1,
+                        .log = &log,
+                        .dense_bytes = sizeof dense,
+                        .state = &state,
+                        .state_bytes = 1};
     OK(checkpoint_commit(r->cp, r->st, &m, dense));
     OK(tier_check(r->t));
 }

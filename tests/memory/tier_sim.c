@@ -37,8 +37,8 @@ static void check_pattern(const float *buf, section_id s, int part, uint64_t ste
         const uint32_t want = step == 0 && part != STORE_W ? 0 : pattern(s, part, step, variant, i);
         uint32_t got;
         memcpy(&got, &buf[i], sizeof got);
-        cr_assert(got == want, "%s: section %d part %d [%d]: %08x, expected %08x (step %llu variant %d)", when, s, part, i, got, want,
-                  (unsigned long long)step, variant);
+        cr_assert(got == want, "%s: section %d part %d [%d]: %08x, expected %08x (step %llu variant %d)", when, s, part, i, got,
+                  want, (unsigned long long)step, variant);
     }
 }
 
@@ -62,8 +62,8 @@ static void check_record(sim *m, section_id s)
     const record r = tier_record(m->t, s);
     const sim_section *x = &m->now[s];
     const uint64_t grad = x->grad_step > x->step ? x->grad_step : 0;
-    cr_assert(r.step == x->step && r.grad_step == grad, "section %d: record %llu+%llu, expected %llu+%llu", s, (unsigned long long)r.step,
-              (unsigned long long)r.grad_step, (unsigned long long)x->step, (unsigned long long)grad);
+    cr_assert(r.step == x->step && r.grad_step == grad, "section %d: record %llu+%llu, expected %llu+%llu", s,
+              (unsigned long long)r.step, (unsigned long long)r.grad_step, (unsigned long long)x->step, (unsigned long long)grad);
 }
 
 static void open_tier(sim *m, const record *records)
@@ -360,13 +360,15 @@ static void check_places(sim *m, const record *records, const sim_section *truth
 {
     for (int s = 0; s < m->sections; s++) {
         const record *r = &records[s];
-        cr_assert(r->step == truth[s].step && r->grad_step == truth[s].grad_step, "section %d: on disk %llu+%llu, expected %llu+%llu", s,
-                  (unsigned long long)r->step, (unsigned long long)r->grad_step, (unsigned long long)truth[s].step,
-                  (unsigned long long)truth[s].grad_step);
+        cr_assert(r->step == truth[s].step && r->grad_step == truth[s].grad_step,
+                  "section %d: on disk %llu+%llu, expected %llu+%llu", s, (unsigned long long)r->step,
+                  (unsigned long long)r->grad_step, (unsigned long long)truth[s].step, (unsigned long long)truth[s].grad_step);
         for (int p = 0; p < STORE_G && r->slot >= 0; p++)
-            check_pattern(fake_store_place(m->st, s, (store_part)p, r->slot), s, p, truth[s].step, truth[s].variant, "checkpoint");
+            check_pattern(fake_store_place(m->st, s, (store_part)p, r->slot), s, p, truth[s].step, truth[s].variant,
+                          "checkpoint");
         if (r->grad_step != 0)
-            check_pattern(fake_store_place(m->st, s, STORE_G, r->grad_slot), s, STORE_G, r->grad_step, truth[s].grad_count, "checkpoint");
+            check_pattern(fake_store_place(m->st, s, STORE_G, r->grad_slot), s, STORE_G, r->grad_step, truth[s].grad_count,
+                          "checkpoint");
     }
 }
 

@@ -1,6 +1,7 @@
-/* A training run without numbers: walks the phases as the engine does, but instead of computing it writes into every part a pattern made
- * of (section, part, step, variant), and checks the pattern at every lease. Stale, torn or mixed content cannot pass. tier_check runs
- * after every call. One variant of a step is the speculative update, the other the one that is redone after a rollback. */
+/* A training run without numbers: walks the phases as the engine does, but instead of computing it writes into every part a
+ * pattern made of (section, part, step, variant), and checks the pattern at every lease. Stale, torn or mixed content cannot
+ * pass. tier_check runs after every call. One variant of a step is the speculative update, the other the one that is redone after
+ * a rollback. */
 #ifndef MOE_TESTS_MEMORY_TIER_SIM_H
 #define MOE_TESTS_MEMORY_TIER_SIM_H
 
@@ -13,11 +14,11 @@ typedef struct sim_config {
     const char *policy;
     int prefetch;
     bool no_store;
-    int speculate, rollback;  /* percent of the steps, percent of those */
-    int groups;               /* of micro-batches, at most */
-    int touched;              /* percent of the experts */
+    int speculate, rollback; /* percent of the steps, percent of those */
+    int groups;              /* of micro-batches, at most */
+    int touched;             /* percent of the experts */
     int delay_us;
-    bool hold;                /* keep a second lease while acquiring */
+    bool hold; /* keep a second lease while acquiring */
     uint64_t seed;
 } sim_config;
 
@@ -46,11 +47,11 @@ void sim_open(sim *m, const sim_config *c);
 void sim_close(sim *m);
 uint64_t sim_random(sim *m, uint64_t n);
 
-moe_err sim_step(sim *m);        /* one training step; an error of the tier is passed on */
-moe_err sim_evaluate(sim *m);    /* forward phases only */
-moe_err sim_commit(sim *m);      /* flush and name what is on disk */
-void sim_check_saved(sim *m);    /* the named places still hold the last commit */
-void sim_restart(sim *m);        /* drops the tier and opens it at the last commit */
-moe_err sim_abandon(sim *m);     /* half a step, given up */
+moe_err sim_step(sim *m);     /* one training step; an error of the tier is passed on */
+moe_err sim_evaluate(sim *m); /* forward phases only */
+moe_err sim_commit(sim *m);   /* flush and name what is on disk */
+void sim_check_saved(sim *m); /* the named places still hold the last commit */
+void sim_restart(sim *m);     /* drops the tier and opens it at the last commit */
+moe_err sim_abandon(sim *m);  /* half a step, given up */
 
 #endif
