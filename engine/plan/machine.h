@@ -9,7 +9,8 @@
 /* Best of a few products of a size that stays in cache, in flop/s. */
 moe_err machine_product_rate(const moe_backend *be, moe_stream *s, double *flops_per_second) MOE_MUST_CHECK;
 
-/* Bytes/s of writing and reading a scratch file of `bytes` in `dir` (made, then removed), past the page cache unless buffered. */
+/* Bytes/s of writing and then reading a scratch file of `bytes` (a multiple of 16 MiB) in `dir` (made, then removed), past the page cache
+ * unless buffered; 16 MiB at a time, several requests in flight. */
 moe_err machine_disk_rate(io *io, const char *dir, size_t bytes, bool buffered, double *read, double *write) MOE_MUST_CHECK;
 
 #endif

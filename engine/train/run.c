@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "engine/base/clock.h"
+#include "engine/plan/machine.h"
 #include "engine/train/commands.h"
 #include "memory/budget.h"
 
@@ -35,11 +36,12 @@ typedef struct run_state {
     trainer t;
     report *report;
     double started;
-    double forward, backward, update, evaluation, checkpoint;
+    double forward, backward, update, evaluation, checkpoint, checkpoint_pause;
     uint64_t last_checkpoint;
     run_summary sum;
     trainer_counters first;
     int64_t steps_done;
+    int threads;
 } run_state;
 
 static moe_err save_config(const trainer *t)
@@ -55,12 +57,14 @@ done:
     return rc;
 }
 
-static moe_err checkpoint_now(run_state *r, double *seconds)
+/* The metrics of every step it covers are on disk before the checkpoint is; its pause is told by the next step. */
+static moe_err checkpoint_now(run_state *r)
 {
+    TRY(report_sync(r->report));
     const double t0 = moe_seconds();
     TRY(trainer_checkpoint(&r->t));
-    *seconds = moe_seconds() - t0;
-    r->checkpoint += *seconds;
+    r->checkpoint_pause = moe_seconds() - t0;
+    r->checkpoint += r->checkpoint_pause;
     r->last_checkpoint = r->t.finished;
     return MOE_OK;
 }
@@ -96,13 +100,16 @@ static moe_err one_step(run_state *r)
     const bool last = (int64_t)r->t.finished == c->steps;
     if ((c->eval_every > 0 && (int64_t)r->t.finished % c->eval_every == 0) || last)
         TRY(evaluate_now(r, &m));
-    if ((c->checkpoint_every > 0 && (int64_t)r->t.finished % c->checkpoint_every == 0) || last)
-        TRY(checkpoint_now(r, &m.checkpoint_seconds));
+    m.checkpoint_seconds = r->checkpoint_pause;
+    r->checkpoint_pause = 0;
     add_up(r, &m);
-    return report_step(r->report, &m);
+    TRY(report_step(r->report, &m));
+    if ((c->checkpoint_every > 0 && (int64_t)r->t.finished % c->checkpoint_every == 0) || last)
+        TRY(checkpoint_now(r));
+    return MOE_OK;
 }
 
-static void summarise(run_state *r)
+static void sum_up(run_state *r)
 {
     trainer *t = &r->t;
     run_summary *s = &r->sum;
@@ -135,9 +142,31 @@ static void summarise(run_state *r)
     s->ssd_peak_bytes_per_second = NAN;
     s->gflops_per_second = steps > 0 ? s->gflops_per_second / steps : NAN;
     s->peak_gflops = NAN;
+    r->threads = t->plan.threads;
     s->peak_rss_bytes = budget_peak_rss();
     s->host_limit_bytes = t->plan.limit;
-    report_summary(r->report, s);
+}
+
+/* What this machine does now, for comparison; a failure only leaves the figure out. After everything else is closed: it needs memory. */
+static void measure_machine(run_state *r, const train_config *c, const run_folder *f)
+{
+    moe_pool *pool = NULL;
+    io *disk = NULL;
+    const moe_backend *be;
+    char note[512];
+    double flops, read, write;
+    if (moe_backend_find(&be, c->backend) == MOE_OK && moe_pool_open(&pool, r->threads, KERNEL_SCRATCH_BYTES) == MOE_OK) {
+        moe_stream s = {pool};
+        if (machine_product_rate(be, &s, &flops) == MOE_OK)
+            r->sum.peak_gflops = flops / 1e9;
+    }
+    const bool moved = r->sum.ssd_read_bytes + r->sum.ssd_write_bytes > 0;
+    if (moved && io_open(&disk, c->io, note) == MOE_OK) {
+        if (machine_disk_rate(disk, f->path, (size_t)128 << 20, c->buffered, &read, &write) == MOE_OK)
+            r->sum.ssd_peak_bytes_per_second = 2 / (1 / read + 1 / write); /* half read, half written */
+        io_close(disk);
+    }
+    moe_pool_close(pool);
 }
 
 static moe_err train_loop(run_state *r)
@@ -146,9 +175,8 @@ static moe_err train_loop(run_state *r)
     while ((int64_t)r->t.finished < c->steps) {
         const moe_err rc = stop_signals ? MOE_E_TEMP : one_step(r);
         if (rc == MOE_E_TEMP && stop_signals) {
-            double seconds;
             if (r->t.finished > r->last_checkpoint)
-                TRY(checkpoint_now(r, &seconds));
+                TRY(checkpoint_now(r));
             return moe_fail(MOE_E_TEMP, "stopped by a signal at step %llu; the same command continues from there",
                             (unsigned long long)r->t.finished);
         }
@@ -178,7 +206,7 @@ static moe_err run_opened(run_state *r, const run_options *o)
     r->sum.val_loss = NAN;
     const moe_err rc = train_loop(r);
     if (r->steps_done > 0)
-        summarise(r);
+        sum_up(r);
     return rc;
 }
 
@@ -197,8 +225,13 @@ moe_err command_run(train_config *c, const run_options *o)
     rc = run_opened(r, o);
     char text[MOE_ERROR_TEXT];
     moe_error_take(text, sizeof text);
-    report_close(r->report);
     trainer_close(&r->t);
+    if (r->steps_done > 0 && !o->quiet) {
+        if (rc == MOE_OK)
+            measure_machine(r, c, &folder);
+        report_summary(r->report, &r->sum);
+    }
+    report_close(r->report);
     if (rc != MOE_OK)
         rc = moe_error_set(rc, text);
 close_folder:

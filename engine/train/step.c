@@ -114,10 +114,11 @@ static void abandon_step(trainer *t, bool speculated)
     tier_abandon(t->tier);
 }
 
-static void fill_metrics(trainer *t, step_metrics *out, double loss_sum, double norm, const trainer_counters *before)
+static void fill_metrics(trainer *t, step_metrics *out, double loss_sum, double norm)
 {
     const train_config *c = t->config;
     trainer_counters now;
+    const trainer_counters *before = &t->counted;
     trainer_count(t, &now);
     out->step = (int64_t)t->finished;
     out->tokens = (int64_t)t->finished * c->tokens_per_step;
@@ -140,6 +141,7 @@ static void fill_metrics(trainer *t, step_metrics *out, double loss_sum, double 
     out->expert_rows = t->plan.layers > 0 ? t->expert_rows : NULL;
     out->layers = t->plan.layers;
     out->experts = c->model.E;
+    t->counted = now;
 }
 
 moe_err trainer_step(trainer *t, step_metrics *out)
@@ -152,8 +154,6 @@ moe_err trainer_step_tokens(trainer *t, step_metrics *out)
 {
     const double t0 = moe_seconds(), update0 = t->decoder.moe.times.update;
     const uint64_t step = t->finished + 1;
-    trainer_counters before;
-    trainer_count(t, &before);
     *out = (step_metrics){.val_loss = NAN};
     dense_zero_gradients(&t->dense);
     balance_begin_step(&t->balance);
@@ -182,6 +182,6 @@ moe_err trainer_step_tokens(trainer *t, step_metrics *out)
     const double now = moe_seconds();
     out->update_seconds = now - t1 + t->decoder.moe.times.update - update0;
     out->seconds = now - t0;
-    fill_metrics(t, out, loss_sum, norm, &before);
+    fill_metrics(t, out, loss_sum, norm);
     return MOE_OK;
 }

@@ -204,6 +204,7 @@ moe_err trainer_open(trainer *t, const train_config *c, run_folder *folder, trai
     TRY_GOTO(open_tiers(t, latest), rc, fail);
     TRY_GOTO(open_balance(t), rc, fail);
     TRY_GOTO(open_decoder(t), rc, fail);
+    trainer_count(t, &t->counted);
     return MOE_OK;
 fail:
     trainer_close(t);
@@ -260,6 +261,7 @@ moe_err trainer_checkpoint(trainer *t)
     memcpy(named.uuid, t->folder->uuid, sizeof named.uuid);
     const moe_err rc = checkpoint_commit(t->checkpoint, t->store, &named, t->dense.w);
     free(echo);
+    t->dense_written += rc == MOE_OK ? m.dense_bytes : 0;
     return rc;
 }
 
@@ -274,7 +276,7 @@ void trainer_count(trainer *t, trainer_counters *out)
     if (t->stash != NULL)
         stash_get_stats(t->stash, &a);
     *out = (trainer_counters){
-        .read = s.read_bytes, .write = s.write_bytes, .wasted = r.wasted_read_bytes, .hits = r.hits, .misses = r.misses,
+        .read = s.read_bytes, .write = s.write_bytes + t->dense_written, .wasted = r.wasted_read_bytes, .hits = r.hits, .misses = r.misses,
         .spilled = a.spilled_bytes, .stall = r.stall_seconds + a.stall_seconds, .busy = s.busy_seconds,
     };
 }

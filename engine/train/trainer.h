@@ -10,6 +10,13 @@
 #include "engine/train/run_folder.h"
 #include "memory/checkpoint.h"
 
+/* Bytes moved and time stalled since the run was opened; a step reports what came since the step before, evaluation and checkpoint
+ * included. */
+typedef struct trainer_counters {
+    uint64_t read, write, wasted, hits, misses, spilled;
+    double stall, busy;
+} trainer_counters;
+
 typedef enum trainer_mode {
     TRAINER_RUN,     /* train: reads and writes the store                                    */
     TRAINER_READ,    /* evaluate, sample, export: pending updates are applied in memory only */
@@ -44,6 +51,8 @@ typedef struct trainer {
     double *dense_squares;      /* [L + 2]           */
     int64_t *expert_rows;       /* [layers * E]      */
     volatile int *stop;         /* set by signals; NULL: none */
+    uint64_t dense_written;     /* bytes of dense parts in checkpoints */
+    trainer_counters counted;   /* when the last step was reported */
 } trainer;
 
 /* Opens everything. With a checkpoint in the folder the run continues from it (its configuration must agree: MOE_E_CONFIG names the
@@ -59,11 +68,6 @@ moe_err trainer_step_tokens(trainer *t, step_metrics *out) MOE_MUST_CHECK;
 moe_err trainer_checkpoint(trainer *t) MOE_MUST_CHECK;
 /* Mean loss over the first `windows` held-out windows; *used says how many there were. NAN when there are none. */
 moe_err trainer_evaluate(trainer *t, int64_t windows, double *loss, int64_t *used) MOE_MUST_CHECK;
-/* Bytes moved and time stalled since the run was opened. */
-typedef struct trainer_counters {
-    uint64_t read, write, wasted, hits, misses, spilled;
-    double stall, busy;
-} trainer_counters;
 void trainer_count(trainer *t, trainer_counters *out);
 
 #endif
