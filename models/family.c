@@ -57,10 +57,18 @@ moe_err model_value_default(model_value *out, const model_key *key)
         return MOE_OK;
     }
     switch (key->kind) {
-    case MODEL_INT: good = parse_integer(out, text); break;
-    case MODEL_NUMBER: good = parse_number(out, text); break;
-    case MODEL_BOOL: good = parse_bool(out, text); break;
-    case MODEL_INTS: good = strcmp(text, "[]") == 0; break;
+    case MODEL_INT:
+        good = parse_integer(out, text);
+        break;
+    case MODEL_NUMBER:
+        good = parse_number(out, text);
+        break;
+    case MODEL_BOOL:
+        good = parse_bool(out, text);
+        break;
+    case MODEL_INTS:
+        good = strcmp(text, "[]") == 0;
+        break;
     case MODEL_STRING:
         out->string = strdup(text);
         if (out->string == NULL)
@@ -68,7 +76,8 @@ moe_err model_value_default(model_value *out, const model_key *key)
         return MOE_OK;
     }
     if (!good)
-        return moe_fail(MOE_E_CONFIG, "the default of %s in the table of its family, \"%s\", is not of the key's kind", key->name, text);
+        return moe_fail(MOE_E_CONFIG, "the default of %s in the table of its family, \"%s\", is not of the key's kind", key->name,
+                        text);
     return MOE_OK;
 }
 

@@ -1,5 +1,5 @@
-/* Owns the one place where sizes become offsets: the section layouts, the table of tensors, the counts, and the check of all sizes.
- * Does not know where a size came from (families/) nor any file.
+/* Owns the one place where sizes become offsets: the section layouts, the table of tensors, the counts, and the check of all
+ * sizes. Does not know where a size came from (families/) nor any file.
  * Threads: pure functions of the spec.
  * Rule: every other function here may assume that spec_validate passed. */
 #include "models/spec.h"
@@ -129,13 +129,20 @@ static void emit(table *b, tensor_info info, const char *fmt, ...)
 
 static tensor_info matrix(section_kind kind, int layer, int64_t rows, int64_t cols, int64_t at, int64_t panel_row)
 {
-    return (tensor_info){.kind = kind, .layer = layer, .expert = -1, .layout = TENSOR_PANELS, .rows = rows, .cols = cols,
-                         .offset = (size_t)at + (size_t)panel_row * (size_t)cols, .panel_row = panel_row};
+    return (tensor_info){.kind = kind,
+                         .layer = layer,
+                         .expert = -1,
+                         .layout = TENSOR_PANELS,
+                         .rows = rows,
+                         .cols = cols,
+                         .offset = (size_t)at + (size_t)panel_row * (size_t)cols,
+                         .panel_row = panel_row};
 }
 
 static tensor_info gain(section_kind kind, int layer, int64_t n, int64_t at)
 {
-    return (tensor_info){.kind = kind, .layer = layer, .expert = -1, .layout = TENSOR_VECTOR, .rows = 1, .cols = n, .offset = (size_t)at};
+    return (tensor_info){
+        .kind = kind, .layer = layer, .expert = -1, .layout = TENSOR_VECTOR, .rows = 1, .cols = n, .offset = (size_t)at};
 }
 
 /* gate, up, down of a SwiGLU block whose names begin with `prefix`. */
@@ -262,10 +269,7 @@ static int64_t layer_parameters(const model_spec *m, int l, bool used)
     return n + (m->F_shared > 0 && m->shared_gate ? D : 0);
 }
 
-int64_t spec_expert_parameters(const model_spec *m)
-{
-    return 3 * (int64_t)m->F * m->D * m->E * spec_moe_layers(m);
-}
+int64_t spec_expert_parameters(const model_spec *m) { return 3 * (int64_t)m->F * m->D * m->E * spec_moe_layers(m); }
 
 int64_t spec_parameters(const model_spec *m)
 {
@@ -298,7 +302,8 @@ static moe_err validate_attention(const model_spec *m)
     if (m->H % m->Hkv != 0)
         return moe_fail(MOE_E_CONFIG, "num_attention_heads is %d: expected a multiple of num_key_value_heads (%d)", m->H, m->Hkv);
     if (m->hd % 2 != 0)
-        return moe_fail(MOE_E_CONFIG, "head_dim is %d: expected an even number (rotary embedding pairs i with i + head_dim/2)", m->hd);
+        return moe_fail(MOE_E_CONFIG, "head_dim is %d: expected an even number (rotary embedding pairs i with i + head_dim/2)",
+                        m->hd);
     if (!(m->rope_theta > 0) || !isfinite(m->rope_theta))
         return moe_fail(MOE_E_CONFIG, "rope_theta is %g: expected a number > 0", m->rope_theta);
     if (!(m->rms_eps >= 0) || !isfinite(m->rms_eps))
@@ -318,18 +323,21 @@ static moe_err validate_router(const model_spec *m)
     if (m->E % r->groups != 0)
         return moe_fail(MOE_E_CONFIG, "n_group is %d: expected a divisor of num_experts (%d)", r->groups, m->E);
     if (r->groups > 1 && m->E / r->groups < 2)
-        return moe_fail(MOE_E_CONFIG, "n_group is %d with %d experts: expected at least two experts in a group (a group's score is the sum "
-                                      "of its two best)", r->groups, m->E);
+        return moe_fail(MOE_E_CONFIG,
+                        "n_group is %d with %d experts: expected at least two experts in a group (a group's score is the sum "
+                        "of its two best)",
+                        r->groups, m->E);
     if (m->K > r->groups_used * (m->E / r->groups))
-        return moe_fail(MOE_E_CONFIG, "num_experts_per_tok is %d: the %d groups a token may use (topk_group) hold only %d experts", m->K,
+        return moe_fail(MOE_E_CONFIG,
+                        "num_experts_per_tok is %d: the %d groups a token may use (topk_group) hold only %d experts", m->K,
                         r->groups_used, r->groups_used * (m->E / r->groups));
     if (r->topk_first && r->score == ROUTER_SIGMOID)
         return moe_fail(MOE_E_CONFIG, "topk_before_softmax is true with scoring_func sigmoid: expected scoring_func softmax");
     if (!(r->scale > 0) || !isfinite(r->scale))
         return moe_fail(MOE_E_CONFIG, "routed_scaling_factor is %g: expected a number > 0", (double)r->scale);
     if ((int64_t)m->E * spec_moe_layers(m) > MAX_EXPERTS)
-        return moe_fail(MOE_E_CONFIG, "num_experts is %d in %d layers: expected at most %d experts in all", m->E, spec_moe_layers(m),
-                        MAX_EXPERTS);
+        return moe_fail(MOE_E_CONFIG, "num_experts is %d in %d layers: expected at most %d experts in all", m->E,
+                        spec_moe_layers(m), MAX_EXPERTS);
     return MOE_OK;
 }
 
@@ -347,7 +355,8 @@ moe_err spec_validate(const model_spec *m)
     if (spec_moe_layers(m) < m->L)
         TRY(check_range("intermediate_size", m->F_dense, 1, MAX_WIDTH));
     if (m->shared_gate && m->F_shared == 0)
-        return moe_fail(MOE_E_CONFIG, "shared_expert_gate is true but shared_expert_intermediate_size is 0: expected a shared expert");
+        return moe_fail(MOE_E_CONFIG,
+                        "shared_expert_gate is true but shared_expert_intermediate_size is 0: expected a shared expert");
     TRY(check_range("max_position_embeddings", m->max_positions, 1, 1 << 30));
     if (!(m->init_std >= 0) || !isfinite(m->init_std))
         return moe_fail(MOE_E_CONFIG, "initializer_range is %g: expected a number >= 0", m->init_std);
@@ -355,6 +364,7 @@ moe_err spec_validate(const model_spec *m)
         return moe_fail(MOE_E_CONFIG, "router_aux_loss_coef is %g: expected a number >= 0", m->aux_coef);
     /* With the bounds above an expert has at most 3 * 2^40 parameters: 2^20 of them still fit int64_t, their bytes might not. */
     if (spec_moe_layers(m) > 0 && (double)m->F * m->D * m->E * spec_moe_layers(m) > 1e15)
-        return moe_fail(MOE_E_CONFIG, "moe_intermediate_size x hidden_size x num_experts x layers is over 1e15: that is no model's size");
+        return moe_fail(MOE_E_CONFIG,
+                        "moe_intermediate_size x hidden_size x num_experts x layers is over 1e15: that is no model's size");
     return MOE_OK;
 }

@@ -62,9 +62,11 @@ static moe_err refuse_unsupported(const family_values *v)
     if (family_bool(v, "attention_bias"))
         return moe_fail(MOE_E_CONFIG, "attention_bias is true: projections with biases are not computed, expected false");
     if (family_number(v, "attention_dropout", 0) != 0)
-        return moe_fail(MOE_E_CONFIG, "attention_dropout is %g: dropout is not computed, expected 0", family_number(v, "attention_dropout", 0));
+        return moe_fail(MOE_E_CONFIG, "attention_dropout is %g: dropout is not computed, expected 0",
+                        family_number(v, "attention_dropout", 0));
     if (family_bool(v, "use_sliding_window"))
-        return moe_fail(MOE_E_CONFIG, "use_sliding_window is true: attention over a sliding window is not computed, expected false");
+        return moe_fail(MOE_E_CONFIG,
+                        "use_sliding_window is true: attention over a sliding window is not computed, expected false");
     return MOE_OK;
 }
 

@@ -38,8 +38,10 @@ static moe_err build(model_spec *m, const model_value *values)
     TRY(family_int(&v, "intermediate_size", 0, &m->F_dense));
     TRY(family_int(&v, "moe_intermediate_size", m->F_dense, &m->F));
     if (m->F != m->F_dense && m->moe_layer[0])
-        return moe_fail(MOE_E_CONFIG, "moe_intermediate_size is %d but intermediate_size, the width of an OLMoE expert, is %d: expected the "
-                                      "same number (they differ only beside dense layers, first_k_dense_replace)", m->F, m->F_dense);
+        return moe_fail(MOE_E_CONFIG,
+                        "moe_intermediate_size is %d but intermediate_size, the width of an OLMoE expert, is %d: expected the "
+                        "same number (they differ only beside dense layers, first_k_dense_replace)",
+                        m->F, m->F_dense);
     const model_value *clip = family_get(&v, "clip_qkv");
     if (!clip->null && !(clip->number > 0))
         return moe_fail(MOE_E_CONFIG, "clip_qkv is %g: expected a number > 0, or null", clip->number);
@@ -47,8 +49,9 @@ static moe_err build(model_spec *m, const model_value *values)
     m->qk_norm = QK_NORM_FULL;
     TRY(spec_validate(m));
     if (m->H * m->hd != m->D)
-        return moe_fail(MOE_E_CONFIG, "%d heads of %d do not fill hidden_size (%d): OLMoE normalises queries over the whole of it", m->H,
-                        m->hd, m->D);
+        return moe_fail(MOE_E_CONFIG,
+                        "%d heads of %d do not fill hidden_size (%d): OLMoE normalises queries over the whole of it", m->H, m->hd,
+                        m->D);
     return MOE_OK;
 }
 

@@ -1,4 +1,5 @@
-/* Owns the reading of config.json: JSON -> the values of a family's keys -> a spec. What a key means is the family's (models/families).
+/* Owns the reading of config.json: JSON -> the values of a family's keys -> a spec. What a key means is the family's
+ * (models/families).
  * Threads: pure but for the file.
  * Rule: a key that this program does not know, and that is not null, is refused: it could change the numbers. */
 #include <errno.h>
@@ -13,17 +14,40 @@
 #include "models/formats/hf_private.h"
 #include "models/formats/json_reader.h"
 
-enum { MAX_CONFIG = 16 << 20, /* bytes */
-       MAX_INTS = 4096 };
+enum {
+    MAX_CONFIG = 16 << 20, /* bytes */
+    MAX_INTS = 4096
+};
 
 /* Keys without influence on the numbers of training on given tokens. (pad_token_id: transformers gives that token's embedding no
- * gradient; here data has no padding, so every token is a token. max_window_layers matters only under use_sliding_window, which is
- * refused.) */
+ * gradient; here data has no padding, so every token is a token. max_window_layers matters only under use_sliding_window, which
+ * is refused.) */
 static const char *const IGNORED[] = {
-    "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "use_cache", "output_router_logits", "bos_token_id",
-    "eos_token_id", "pad_token_id", "max_window_layers", "_name_or_path", "return_dict", "output_hidden_states", "output_attentions",
-    "torchscript", "id2label", "label2id", "problem_type", "chunk_size_feed_forward", "is_encoder_decoder", "_attn_implementation",
-    "_experts_implementation", "attn_implementation", "experts_implementation",
+    "architectures",
+    "model_type",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "use_cache",
+    "output_router_logits",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "max_window_layers",
+    "_name_or_path",
+    "return_dict",
+    "output_hidden_states",
+    "output_attentions",
+    "torchscript",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "chunk_size_feed_forward",
+    "is_encoder_decoder",
+    "_attn_implementation",
+    "_experts_implementation",
+    "attn_implementation",
+    "experts_implementation",
 };
 
 moe_err hf_path(char **out, const char *dir, const char *name)
@@ -161,7 +185,8 @@ static moe_err read_rope(json_reader *r, const char *name, model_value *theta)
             const json_reader key = *r;
             TRY(json_next(r, &e));
             if (e != JSON_NULL)
-                return json_fail(&key, MOE_E_CONFIG, "%s.%.*s: only the default rotary embedding is computed (rope_theta, rope_type)", name,
+                return json_fail(&key, MOE_E_CONFIG,
+                                 "%s.%.*s: only the default rotary embedding is computed (rope_theta, rope_type)", name,
                                  (int)(key.raw_bytes < 64 ? key.raw_bytes : 64), key.raw);
         }
     }
@@ -202,7 +227,8 @@ static moe_err read_entry(json_reader *r, const model_family *f, model_value *va
     json_event e;
     TRY(json_next(r, &e));
     if (e != JSON_NULL)
-        return json_fail(&key, MOE_E_CONFIG, "key \"%.*s\" is not known for %s and might change the numbers; remove it if it does not",
+        return json_fail(&key, MOE_E_CONFIG,
+                         "key \"%.*s\" is not known for %s and might change the numbers; remove it if it does not",
                          (int)(key.raw_bytes < 64 ? key.raw_bytes : 64), key.raw, f->model_type);
     return MOE_OK;
 }
@@ -214,7 +240,8 @@ static moe_err merge(const model_family *f, model_value *values, const char *nam
         if (strcmp(f->keys[i].name, name) != 0)
             continue;
         if (values[i].set && (values[i].null != other->null || values[i].number != other->number))
-            return moe_fail(MOE_E_CONFIG, "%s is %g but %s is %g: expected the same number", name, values[i].number, spelling, other->number);
+            return moe_fail(MOE_E_CONFIG, "%s is %g but %s is %g: expected the same number", name, values[i].number, spelling,
+                            other->number);
         values[i] = *other;
     }
     return MOE_OK;
@@ -235,7 +262,8 @@ static moe_err find_family(json_reader *r, const model_family **out)
     }
     TRY(json_get_string(r, &type));
     *out = model_family_find(type);
-    const moe_err rc = *out != NULL ? MOE_OK : json_fail(r, MOE_E_CONFIG, "model_type is \"%.64s\": expected qwen3_moe or olmoe", type);
+    const moe_err rc =
+        *out != NULL ? MOE_OK : json_fail(r, MOE_E_CONFIG, "model_type is \"%.64s\": expected qwen3_moe or olmoe", type);
     free(type);
     return rc;
 }
@@ -262,36 +290,43 @@ static moe_err build(model_spec *out, const model_family *f, model_value *values
     return f->build(out, values);
 }
 
-moe_err hf_config_load(model_spec *out, const char *dir)
+moe_err hf_config_parse(model_spec *out, const char *text, size_t bytes, const char *name)
 {
-    char *path = NULL, *text = NULL, sentence[MOE_ERROR_TEXT];
-    size_t bytes;
+    char sentence[MOE_ERROR_TEXT];
     model_value *values = NULL;
     const model_family *f = NULL;
     spellings other = {0};
     json_reader r;
     moe_err rc;
     memset(out, 0, sizeof *out);
-    TRY(hf_path(&path, dir, HF_CONFIG));
-    TRY_GOTO(hf_read_text(path, MAX_CONFIG, &text, &bytes), rc, out);
-    json_open(&r, path, text, bytes);
-    TRY_GOTO(find_family(&r, &f), rc, out);
+    json_open(&r, name, text, bytes);
+    TRY(find_family(&r, &f));
     values = calloc((size_t)f->nkeys, sizeof *values);
-    if (values == NULL) {
-        rc = moe_fail(MOE_E_OS, "out of memory");
-        goto out;
-    }
-    json_open(&r, path, text, bytes);
+    if (values == NULL)
+        return moe_fail(MOE_E_OS, "out of memory");
+    json_open(&r, name, text, bytes);
     TRY_GOTO(read_all(&r, f, values, &other), rc, out);
     rc = build(out, f, values, &other);
     if (rc != MOE_OK) {
         moe_error_take(sentence, sizeof sentence);
-        rc = moe_fail(rc, "%s: %.3000s", path, sentence);
+        rc = moe_fail(rc, "%s: %.3000s", name, sentence);
     }
 out:
-    if (values != NULL)
-        model_values_free(values, f->nkeys);
+    model_values_free(values, f->nkeys);
     free(values);
+    return rc;
+}
+
+moe_err hf_config_load(model_spec *out, const char *dir)
+{
+    char *path = NULL, *text = NULL;
+    size_t bytes;
+    moe_err rc;
+    memset(out, 0, sizeof *out);
+    TRY(hf_path(&path, dir, HF_CONFIG));
+    TRY_GOTO(hf_read_text(path, MAX_CONFIG, &text, &bytes), rc, out);
+    TRY_GOTO(hf_config_parse(out, text, bytes, path), rc, out);
+out:
     free(text);
     free(path);
     return rc;

@@ -50,8 +50,8 @@ static moe_err check_exportable(const model_spec *m)
     else if (strcmp(m->model_type, "olmoe") == 0 && spec_moe_layers(m) < m->L)
         what = "dense layers (first_k_dense_replace)";
     if (what != NULL)
-        return moe_fail(MOE_E_CONFIG, "a %s model with %s: transformers has no class that computes it, so it cannot be exported", m->model_type,
-                        what);
+        return moe_fail(MOE_E_CONFIG, "a %s model with %s: transformers has no class that computes it, so it cannot be exported",
+                        m->model_type, what);
     return MOE_OK;
 }
 

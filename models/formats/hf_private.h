@@ -14,6 +14,9 @@ moe_err hf_path(char **out, const char *dir, const char *name) MOE_MUST_CHECK;
 /* A whole small file, malloc'ed. MOE_E_NOINPUT when missing, MOE_E_DATA when longer than `limit`. */
 moe_err hf_read_text(const char *path, size_t limit, char **text, size_t *bytes) MOE_MUST_CHECK;
 
+/* hf_config_load on text; `name` is the file's, for messages. For tests and the fuzzer too. */
+moe_err hf_config_parse(model_spec *out, const char *text, size_t bytes, const char *name) MOE_MUST_CHECK;
+
 /* config.json of a spec; MOE_E_CONFIG when transformers has no class that computes it. */
 moe_err hf_config_text(text_buf *out, const model_spec *m, hf_dtype dtype) MOE_MUST_CHECK;
 

@@ -1,5 +1,5 @@
-/* Owns the open files of a Hugging Face folder and finds each tensor of a spec in them. Does not know the layouts' reasons (spec.h) nor
- * the file format (safetensors.h).
+/* Owns the open files of a Hugging Face folder and finds each tensor of a spec in them. Does not know the layouts' reasons
+ * (spec.h) nor the file format (safetensors.h).
  * Threads: hf_reader_read is thread-safe.
  * Rule: after open every tensor of the spec is there with the right shape, and nothing else is. */
 #include <errno.h>
@@ -13,8 +13,10 @@
 #include "models/formats/json_reader.h"
 #include "models/formats/safetensors.h"
 
-enum { CHUNK_FLOATS = 1 << 18, /* 1 MiB of fp32 in flight per tensor */
-       MAX_SHARDS = 4096 };
+enum {
+    CHUNK_FLOATS = 1 << 18, /* 1 MiB of fp32 in flight per tensor */
+    MAX_SHARDS = 4096
+};
 
 typedef struct index_entry {
     const char *name, *file;
@@ -39,9 +41,15 @@ typedef struct source {
     int64_t first; /* element */
 } source;
 
-static int entry_by_name(const void *a, const void *b) { return strcmp(((const index_entry *)a)->name, ((const index_entry *)b)->name); }
+static int entry_by_name(const void *a, const void *b)
+{
+    return strcmp(((const index_entry *)a)->name, ((const index_entry *)b)->name);
+}
 
-static int entry_by_file(const void *a, const void *b) { return strcmp(((const index_entry *)a)->file, ((const index_entry *)b)->file); }
+static int entry_by_file(const void *a, const void *b)
+{
+    return strcmp(((const index_entry *)a)->file, ((const index_entry *)b)->file);
+}
 
 /* A file's name, not a path: it stays inside the folder. */
 static bool is_plain_name(const char *file)
@@ -59,7 +67,8 @@ static char *keep(const json_reader *r, char **free_names)
     return at;
 }
 
-/* weight_map: {"tensor": "file", ...}. Names are kept in one block as long as the text (quotes and colon leave room for the NULs). */
+/* weight_map: {"tensor": "file", ...}. Names are kept in one block as long as the text (quotes and colon leave room for the
+ * NULs). */
 static moe_err read_weight_map(hf_reader *h, json_reader *r, char **free_names)
 {
     int64_t capacity = 0;
@@ -201,12 +210,14 @@ static moe_err check_shape(const hf_reader *h, const source *s, int dims, const 
         for (int i = 0; i < s->t->dims; i++)
             snprintf(found + strlen(found), sizeof found - strlen(found), "%s%lld", i ? ", " : "", (long long)s->t->shape[i]);
         for (int i = 0; i < dims; i++)
-            snprintf(expected + strlen(expected), sizeof expected - strlen(expected), "%s%lld", i ? ", " : "", (long long)shape[i]);
-        return moe_fail(MOE_E_DATA, "%s: %s has shape [%s]: expected [%s]", safetensors_path(h->shard[s->shard]), s->t->name, found, expected);
+            snprintf(expected + strlen(expected), sizeof expected - strlen(expected), "%s%lld", i ? ", " : "",
+                     (long long)shape[i]);
+        return moe_fail(MOE_E_DATA, "%s: %s has shape [%s]: expected [%s]", safetensors_path(h->shard[s->shard]), s->t->name,
+                        found, expected);
     }
     if (s->t->dtype != ST_F32 && s->t->dtype != ST_F16 && s->t->dtype != ST_BF16)
-        return moe_fail(MOE_E_DATA, "%s: %s has dtype %s: expected F32, F16 or BF16", safetensors_path(h->shard[s->shard]), s->t->name,
-                        st_dtype_name((st_dtype)s->t->dtype));
+        return moe_fail(MOE_E_DATA, "%s: %s has dtype %s: expected F32, F16 or BF16", safetensors_path(h->shard[s->shard]),
+                        s->t->name, st_dtype_name((st_dtype)s->t->dtype));
     return MOE_OK;
 }
 

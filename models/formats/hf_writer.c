@@ -1,5 +1,5 @@
-/* Owns a Hugging Face folder while it is written: config.json, shards of at most 5 GB, the index. Sizes come from the spec, so every header
- * is right before the first number arrives.
+/* Owns a Hugging Face folder while it is written: config.json, shards of at most 5 GB, the index. Sizes come from the spec, so
+ * every header is right before the first number arrives.
  * Threads: one writer, one thread.
  * Rule: a folder that was not finished does not stay. */
 #include <dirent.h>
@@ -27,7 +27,7 @@ struct hf_writer {
     int *shard_of;      /* [n] */
     int shards, shard;  /* shard: the open one */
     st_writer *file;
-    float *chunk;       /* [CHUNK_FLOATS or one panel of rows] */
+    float *chunk; /* [CHUNK_FLOATS or one panel of rows] */
     int64_t chunk_floats;
 };
 
@@ -194,7 +194,8 @@ static moe_err open_shard(hf_writer *w)
     for (int64_t i = w->next; i < end; i++) {
         const tensor_info *t = &w->table[i];
         st_declare *x = &d[i - w->next];
-        *x = (st_declare){.name = t->name, .dtype = w->dtype == HF_BF16 ? ST_BF16 : ST_F32, .dims = t->layout == TENSOR_VECTOR ? 1 : 2};
+        *x = (st_declare){
+            .name = t->name, .dtype = w->dtype == HF_BF16 ? ST_BF16 : ST_F32, .dims = t->layout == TENSOR_VECTOR ? 1 : 2};
         x->shape[0] = t->layout == TENSOR_VECTOR ? t->cols : t->rows;
         x->shape[1] = t->cols;
     }

@@ -24,7 +24,8 @@ static moe_err read_fully(const safetensors *s, uint64_t at, void *out, size_t n
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
-            return moe_fail(MOE_E_IO, "%s: cannot read %zu bytes at %llu: %s", s->path, n, (unsigned long long)at, strerror(errno));
+            return moe_fail(MOE_E_IO, "%s: cannot read %zu bytes at %llu: %s", s->path, n, (unsigned long long)at,
+                            strerror(errno));
         if (got == 0)
             return moe_fail(MOE_E_DATA, "%s: the file ends before byte %llu", s->path, (unsigned long long)(at + n));
         done += (size_t)got;
@@ -48,8 +49,8 @@ static moe_err read_header(safetensors *s)
     for (int i = 7; i >= 0; i--)
         bytes = bytes << 8 | length[i];
     if (bytes > ST_MAX_HEADER || bytes > size - 8)
-        return moe_fail(MOE_E_DATA, "%s: a header of %llu bytes in a file of %llu: expected at most %d, and inside the file", s->path,
-                        (unsigned long long)bytes, (unsigned long long)size, (int)ST_MAX_HEADER);
+        return moe_fail(MOE_E_DATA, "%s: a header of %llu bytes in a file of %llu: expected at most %d, and inside the file",
+                        s->path, (unsigned long long)bytes, (unsigned long long)size, (int)ST_MAX_HEADER);
     char *text = malloc(bytes + 1);
     if (text == NULL)
         return moe_fail(MOE_E_OS, "%s: out of memory for a header of %llu bytes", s->path, (unsigned long long)bytes);
@@ -112,16 +113,16 @@ const st_tensor *safetensors_find(const safetensors *s, const char *name)
 moe_err safetensors_read(const safetensors *s, const st_tensor *t, uint64_t offset, void *out, size_t n)
 {
     if (offset > t->bytes || n > t->bytes - offset)
-        return moe_fail(MOE_E_DATA, "%s: %s has %llu bytes: asked for %zu at %llu", s->path, t->name, (unsigned long long)t->bytes, n,
-                        (unsigned long long)offset);
+        return moe_fail(MOE_E_DATA, "%s: %s has %llu bytes: asked for %zu at %llu", s->path, t->name,
+                        (unsigned long long)t->bytes, n, (unsigned long long)offset);
     return read_fully(s, t->begin + offset, out, n);
 }
 
 moe_err safetensors_read_f32(const safetensors *s, const st_tensor *t, int64_t first, int64_t n, float *out)
 {
     if (first < 0 || n < 0 || first > t->elements || n > t->elements - first)
-        return moe_fail(MOE_E_DATA, "%s: %s has %lld elements: asked for %lld at %lld", s->path, t->name, (long long)t->elements, (long long)n,
-                        (long long)first);
+        return moe_fail(MOE_E_DATA, "%s: %s has %lld elements: asked for %lld at %lld", s->path, t->name, (long long)t->elements,
+                        (long long)n, (long long)first);
     if (t->dtype == ST_F32)
         return safetensors_read(s, t, (uint64_t)first * 4, out, (size_t)n * 4);
     if (t->dtype != ST_F16 && t->dtype != ST_BF16)

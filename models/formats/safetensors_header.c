@@ -11,16 +11,18 @@ static const struct {
     const char *name;
     size_t bytes;
 } DTYPES[ST_DTYPES] = {
-    [ST_BOOL] = {"BOOL", 1}, [ST_U8] = {"U8", 1},   [ST_I8] = {"I8", 1},     [ST_F8_E4M3] = {"F8_E4M3", 1}, [ST_F8_E5M2] = {"F8_E5M2", 1},
-    [ST_I16] = {"I16", 2},   [ST_U16] = {"U16", 2}, [ST_F16] = {"F16", 2},   [ST_BF16] = {"BF16", 2},       [ST_I32] = {"I32", 4},
-    [ST_U32] = {"U32", 4},   [ST_F32] = {"F32", 4}, [ST_I64] = {"I64", 8},   [ST_U64] = {"U64", 8},         [ST_F64] = {"F64", 8},
+    [ST_BOOL] = {"BOOL", 1},       [ST_U8] = {"U8", 1},   [ST_I8] = {"I8", 1},   [ST_F8_E4M3] = {"F8_E4M3", 1},
+    [ST_F8_E5M2] = {"F8_E5M2", 1}, [ST_I16] = {"I16", 2}, [ST_U16] = {"U16", 2}, [ST_F16] = {"F16", 2},
+    [ST_BF16] = {"BF16", 2},       [ST_I32] = {"I32", 4}, [ST_U32] = {"U32", 4}, [ST_F32] = {"F32", 4},
+    [ST_I64] = {"I64", 8},         [ST_U64] = {"U64", 8}, [ST_F64] = {"F64", 8},
 };
 
 const char *st_dtype_name(st_dtype d) { return DTYPES[d].name; }
 
 size_t st_dtype_bytes(st_dtype d) { return DTYPES[d].bytes; }
 
-/* Pass 1 counts, pass 2 fills: both walk the same code, `t` == NULL in the first. Names and shapes follow the tensors in the same block. */
+/* Pass 1 counts, pass 2 fills: both walk the same code, `t` == NULL in the first. Names and shapes follow the tensors in the same
+ * block. */
 typedef struct header {
     json_reader r;
     uint64_t data_bytes;
@@ -78,8 +80,8 @@ static moe_err read_offsets(header *h, st_tensor *t)
     TRY(json_get_uint(r, UINT64_MAX, &t->begin));
     TRY(json_get_uint(r, UINT64_MAX, &end));
     if (end < t->begin || end > h->data_bytes)
-        return json_fail(r, MOE_E_DATA, "data_offsets [%llu, %llu]: expected a range inside the %llu bytes of data", (unsigned long long)t->begin,
-                         (unsigned long long)end, (unsigned long long)h->data_bytes);
+        return json_fail(r, MOE_E_DATA, "data_offsets [%llu, %llu]: expected a range inside the %llu bytes of data",
+                         (unsigned long long)t->begin, (unsigned long long)end, (unsigned long long)h->data_bytes);
     t->bytes = end - t->begin;
     return json_expect(r, JSON_ARRAY_END);
 }
@@ -96,8 +98,8 @@ static moe_err read_tensor(header *h, st_tensor *t)
             break;
         const unsigned field = json_is(r, "dtype") ? 1 : json_is(r, "shape") ? 2 : json_is(r, "data_offsets") ? 4 : 0;
         if (field == 0 || (seen & field) != 0)
-            return json_fail(r, MOE_E_DATA, "a tensor has dtype, shape and data_offsets, each once; found %s\"%.*s\"", field ? "a second " : "",
-                             (int)(r->raw_bytes < 64 ? r->raw_bytes : 64), r->raw);
+            return json_fail(r, MOE_E_DATA, "a tensor has dtype, shape and data_offsets, each once; found %s\"%.*s\"",
+                             field ? "a second " : "", (int)(r->raw_bytes < 64 ? r->raw_bytes : 64), r->raw);
         seen |= field;
         if (field == 1)
             TRY(read_dtype(h, t));
@@ -110,8 +112,8 @@ static moe_err read_tensor(header *h, st_tensor *t)
         return json_fail(r, MOE_E_DATA, "a tensor lacks %s", !(seen & 1) ? "dtype" : !(seen & 2) ? "shape" : "data_offsets");
     uint64_t bytes;
     if (__builtin_mul_overflow((uint64_t)t->elements, (uint64_t)DTYPES[t->dtype].bytes, &bytes) || bytes != t->bytes)
-        return json_fail(r, MOE_E_DATA, "a tensor of %lld %s occupies %llu bytes according to data_offsets", (long long)t->elements,
-                         DTYPES[t->dtype].name, (unsigned long long)t->bytes);
+        return json_fail(r, MOE_E_DATA, "a tensor of %lld %s occupies %llu bytes according to data_offsets",
+                         (long long)t->elements, DTYPES[t->dtype].name, (unsigned long long)t->bytes);
     return MOE_OK;
 }
 
@@ -182,8 +184,10 @@ static moe_err check_cover(st_tensor *t, int64_t n, uint64_t data_bytes, const c
     qsort(t, (size_t)n, sizeof *t, by_offset);
     for (int64_t i = 0; i < n; i++) {
         if (t[i].begin != at)
-            return moe_fail(MOE_E_DATA, "%s: tensor %.200s begins at byte %llu of the data: expected %llu, where the one before ends (%s)", name,
-                            t[i].name, (unsigned long long)t[i].begin, (unsigned long long)at, t[i].begin < at ? "they overlap" : "a hole");
+            return moe_fail(MOE_E_DATA,
+                            "%s: tensor %.200s begins at byte %llu of the data: expected %llu, where the one before ends (%s)",
+                            name, t[i].name, (unsigned long long)t[i].begin, (unsigned long long)at,
+                            t[i].begin < at ? "they overlap" : "a hole");
         at += t[i].bytes;
     }
     if (at != data_bytes)

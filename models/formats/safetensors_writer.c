@@ -76,8 +76,8 @@ static moe_err write_header(st_writer *w, const st_declare *tensors, int64_t n)
     const size_t bytes = t.used;
     TRY_GOTO(text_take(&t, &text), rc, out);
     if (bytes > ST_MAX_HEADER) {
-        rc = moe_fail(MOE_E_DATA, "%s: %lld tensors need a header of %zu bytes: expected at most %d", w->path, (long long)n, bytes,
-                      (int)ST_MAX_HEADER);
+        rc = moe_fail(MOE_E_DATA, "%s: %lld tensors need a header of %zu bytes: expected at most %d", w->path, (long long)n,
+                      bytes, (int)ST_MAX_HEADER);
         goto out;
     }
     uint8_t length[8];

@@ -1,4 +1,5 @@
-/* Config text -> values -> spec, by the tables under test. Owns nothing. Single-threaded tests. A key that the family lacks is an error. */
+/* Config text -> values -> spec, by the tables under test. Owns nothing. Single-threaded tests. A key that the family lacks is an
+ * error. */
 #include "tests/models/make_spec.h"
 
 #include <stdlib.h>

@@ -17,7 +17,8 @@ Test(family, defaults_build)
         cr_assert_eq(make_spec(&m, f->model_type, ""), MOE_OK, "%s: %s", f->model_type, moe_error_text());
         cr_assert_str_eq(m.model_type, f->model_type);
         cr_assert_eq(spec_moe_layers(&m), m.L);
-        cr_assert(m.F_shared == 0 && !m.correction_bias && m.router.groups == 1 && m.router.scale == 1.0f && !m.router.topk_first);
+        cr_assert(m.F_shared == 0 && !m.correction_bias && m.router.groups == 1 && m.router.scale == 1.0f &&
+                  !m.router.topk_first);
         for (int k = 0; k < f->nkeys; k++)
             for (int j = 0; j < k; j++)
                 cr_assert_neq(strcmp(f->keys[k].name, f->keys[j].name), 0, "%s twice", f->keys[k].name);
@@ -76,8 +77,9 @@ Test(family, layers_with_experts)
 Test(family, router_variants)
 {
     model_spec m;
-    cr_assert_eq(make_spec(&m, "qwen3_moe", "scoring_func=sigmoid use_correction_bias=true n_group=8 topk_group=4 routed_scaling_factor=2.5 "
-                                            "norm_topk_prob=true shared_expert_intermediate_size=2048 shared_expert_gate=true"),
+    cr_assert_eq(make_spec(&m, "qwen3_moe",
+                           "scoring_func=sigmoid use_correction_bias=true n_group=8 topk_group=4 routed_scaling_factor=2.5 "
+                           "norm_topk_prob=true shared_expert_intermediate_size=2048 shared_expert_gate=true"),
                  MOE_OK, "%s", moe_error_text());
     cr_assert(m.router.score == ROUTER_SIGMOID && m.correction_bias && m.router.groups == 8 && m.router.groups_used == 4);
     cr_assert(m.router.scale == 2.5f && m.router.normalize && m.F_shared == 2048 && m.shared_gate);
@@ -113,7 +115,8 @@ Test(family, refuses_by_name)
 
 Test(family, a_wrong_default_is_found)
 {
-    const model_key keys[] = {{"a", MODEL_INT, "1.5", ""}, {"b", MODEL_NUMBER, "x", ""}, {"c", MODEL_BOOL, "yes", ""}, {"d", MODEL_INTS, "[1]", ""}};
+    const model_key keys[] = {
+        {"a", MODEL_INT, "1.5", ""}, {"b", MODEL_NUMBER, "x", ""}, {"c", MODEL_BOOL, "yes", ""}, {"d", MODEL_INTS, "[1]", ""}};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         model_value v;
         cr_assert_eq(model_value_default(&v, &keys[i]), MOE_E_CONFIG);

@@ -1,11 +1,13 @@
-/* Hugging Face folders: every fixture loads number by number; what is written reads back bitwise, in one file and in many; a folder that
- * lacks a tensor, has one too many, points outside itself or asks for what is not computed is refused. */
+/* Hugging Face folders: every fixture loads number by number; what is written reads back bitwise, in one file and in many; a
+ * folder that lacks a tensor, has one too many, points outside itself or asks for what is not computed is refused. */
 #include <criterion/criterion.h>
 #include <dirent.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -194,8 +196,8 @@ static void check_roundtrip(const char *type, const char *pairs, hf_dtype dtype,
         float *section = read_section(r, &t[i]), *x = unpack(&t[i], section);
         for (int64_t k = 0; k < t[i].rows * t[i].cols; k++) {
             const float w = number(t[i].id, k), expected = dtype == HF_BF16 ? st_f32_from_bf16(st_bf16_from_f32(w)) : w;
-            cr_assert_eq(memcmp(&x[k], &expected, sizeof expected), 0, "%s[%lld]: %a, expected %a", t[i].name, (long long)k, (double)x[k],
-                         (double)expected);
+            cr_assert_eq(memcmp(&x[k], &expected, sizeof expected), 0, "%s[%lld]: %a, expected %a", t[i].name, (long long)k,
+                         (double)x[k], (double)expected);
         }
         free(section), free(x);
     }
@@ -204,13 +206,16 @@ static void check_roundtrip(const char *type, const char *pairs, hf_dtype dtype,
     teardown();
 }
 
-#define SIZES "vocab_size=97 hidden_size=48 num_hidden_layers=3 num_attention_heads=4 num_key_value_heads=2 num_experts=6 num_experts_per_tok=2 "
+#define SIZES                                                                                                                    \
+    "vocab_size=97 hidden_size=48 num_hidden_layers=3 num_attention_heads=4 num_key_value_heads=2 num_experts=6 "                \
+    "num_experts_per_tok=2 "
 
 Test(hf, roundtrip)
 {
     check_roundtrip("qwen3_moe", SIZES "moe_intermediate_size=20 norm_topk_prob=true head_dim=10", HF_F32, HF_SHARD_BYTES);
-    check_roundtrip("qwen3_moe", SIZES "moe_intermediate_size=33 intermediate_size=35 mlp_only_layers=[1] tie_word_embeddings=true "
-                                       "rope_theta=1e6 rms_norm_eps=1e-5 router_aux_loss_coef=0 initializer_range=0.0123456789",
+    check_roundtrip("qwen3_moe",
+                    SIZES "moe_intermediate_size=33 intermediate_size=35 mlp_only_layers=[1] tie_word_embeddings=true "
+                          "rope_theta=1e6 rms_norm_eps=1e-5 router_aux_loss_coef=0 initializer_range=0.0123456789",
                     HF_F32, HF_SHARD_BYTES);
     check_roundtrip("qwen3_moe", SIZES "moe_intermediate_size=20 first_k_dense_replace=2", HF_BF16, HF_SHARD_BYTES);
     check_roundtrip("olmoe", SIZES "intermediate_size=20 clip_qkv=0.3", HF_F32, 20000);
@@ -230,12 +235,16 @@ static void write_text(const char *name, const char *text)
 Test(hf, config_spellings)
 {
     model_spec m;
-    write_text("config.json", "{\"model_type\": \"qwen3_moe\", \"num_local_experts\": 6, \"num_experts\": 6, \"num_experts_per_tok\": 2, \"rope_parameters\": "
-                              "{\"rope_type\": \"default\", \"rope_theta\": 5e5}, \"unheard_of\": null, \"architectures\": [\"x\", {}], "
-                              "\"rope_scaling\": null, \"head_dim\": 32, \"mlp_only_layers\": [3, 1], \"sliding_window\": null}");
+    write_text("config.json",
+               "{\"model_type\": \"qwen3_moe\", \"num_local_experts\": 6, \"num_experts\": 6, \"num_experts_per_tok\": 2, "
+               "\"rope_parameters\": "
+               "{\"rope_type\": \"default\", \"rope_theta\": 5e5}, \"unheard_of\": null, \"architectures\": [\"x\", {}], "
+               "\"rope_scaling\": null, \"head_dim\": 32, \"mlp_only_layers\": [3, 1], \"sliding_window\": null}");
     cr_assert_eq(hf_config_load(&m, dir), MOE_OK, "%s", moe_error_text());
-    cr_assert(m.E == 6 && m.rope_theta == 5e5 && m.hd == 32 && !m.moe_layer[3] && !m.moe_layer[1] && m.moe_layer[0] && m.V == 151936);
-    write_text("config.json", "{\"rope_theta\": 5e5, \"rope_scaling\": {\"type\": \"default\"}, \"torch_dtype\": \"float32\", \"model_type\": \"olmoe\"}");
+    cr_assert(m.E == 6 && m.rope_theta == 5e5 && m.hd == 32 && !m.moe_layer[3] && !m.moe_layer[1] && m.moe_layer[0] &&
+              m.V == 151936);
+    write_text("config.json", "{\"rope_theta\": 5e5, \"rope_scaling\": {\"type\": \"default\"}, \"torch_dtype\": \"float32\", "
+                              "\"model_type\": \"olmoe\"}");
     cr_assert_eq(hf_config_load(&m, dir), MOE_OK, "%s", moe_error_text());
     cr_assert(m.rope_theta == 5e5 && m.E == 64);
 }
@@ -254,14 +263,18 @@ Test(hf, config_refused)
         {"{\"model_type\": \"gpt2\"}", "model_type is \"gpt2\"", MOE_E_CONFIG},
         {"{\"model_type\": \"olmoe\", \"quantization_config\": {}}", "quantization_config", MOE_E_CONFIG},
         {"{\"model_type\": \"olmoe\", \"sliding_window\": 128}", "sliding_window", MOE_E_CONFIG},
-        {"{\"model_type\": \"olmoe\", \"hidden_size\": \"2048\"}", "hidden_size is a string: expected a whole number", MOE_E_CONFIG},
-        {"{\"model_type\": \"olmoe\", \"norm_topk_prob\": 1}", "norm_topk_prob is a number: expected true or false", MOE_E_CONFIG},
+        {"{\"model_type\": \"olmoe\", \"hidden_size\": \"2048\"}", "hidden_size is a string: expected a whole number",
+         MOE_E_CONFIG},
+        {"{\"model_type\": \"olmoe\", \"norm_topk_prob\": 1}", "norm_topk_prob is a number: expected true or false",
+         MOE_E_CONFIG},
         {"{\"model_type\": \"olmoe\", \"hidden_size\": 2048.5}", "", MOE_E_DATA},
         {"{\"model_type\": \"olmoe\", \"hidden_size\": 64, \"hidden_size\": 64}", "hidden_size occurs twice", MOE_E_DATA},
         {"{\"model_type\": \"olmoe\", \"hidden_act\": \"gelu\"}", "hidden_act is \"gelu\"", MOE_E_CONFIG},
-        {"{\"model_type\": \"olmoe\", \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4.0}}", "rope_scaling.rope_type is \"yarn\"", MOE_E_CONFIG},
+        {"{\"model_type\": \"olmoe\", \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4.0}}",
+         "rope_scaling.rope_type is \"yarn\"", MOE_E_CONFIG},
         {"{\"model_type\": \"olmoe\", \"rope_parameters\": {\"factor\": 4.0}}", "rope_parameters.factor", MOE_E_CONFIG},
-        {"{\"model_type\": \"olmoe\", \"rope_theta\": 1e4, \"rope_parameters\": {\"rope_theta\": 1e6}}", "rope_theta is 10000 but", MOE_E_CONFIG},
+        {"{\"model_type\": \"olmoe\", \"rope_theta\": 1e4, \"rope_parameters\": {\"rope_theta\": 1e6}}",
+         "rope_theta is 10000 but", MOE_E_CONFIG},
         {"{\"model_type\": \"olmoe\", \"num_experts\": 64, \"num_local_experts\": 32}", "num_experts is 64 but", MOE_E_CONFIG},
         {"{\"model_type\": \"qwen3_moe\", \"mlp_only_layers\": [1, \"2\"]}", "whole numbers", MOE_E_DATA},
         {"{\"model_type\": \"qwen3_moe\", \"num_attention_heads\": 5}", "num_attention_heads is 5", MOE_E_CONFIG},
@@ -415,10 +428,47 @@ Test(hf, writer_leaves_nothing_behind)
     free(s), free(t);
 }
 
+Test(hf, full_disk)
+{
+    model_spec m;
+    hf_writer *w;
+    tensor_info *t;
+    int64_t n;
+    struct stat st;
+    const struct rlimit most = {20000, 20000}; /* bytes of a file; each Test is a process of its own */
+    signal(SIGXFSZ, SIG_IGN);
+    cr_assert_eq(setrlimit(RLIMIT_FSIZE, &most), 0);
+    cr_assert_eq(make_spec(&m, "olmoe", SIZES "intermediate_size=20"), MOE_OK);
+    cr_assert_eq(spec_tensors(&m, &t, &n), MOE_OK);
+    cr_assert_eq(hf_writer_open(&w, dir, &m, HF_F32), MOE_OK, "%s", moe_error_text());
+    moe_err rc = MOE_OK;
+    for (int64_t i = 0; i < n && rc == MOE_OK; i++) {
+        float *s = make_section(&t[i]);
+        rc = hf_writer_write(w, &t[i], s);
+        free(s);
+    }
+    cr_assert_eq(rc, MOE_E_IO);
+    cr_assert_not_null(strstr(moe_error_text(), "model.safetensors"), "%s", moe_error_text());
+    hf_writer_close(w);
+    cr_assert_neq(stat(dir, &st), 0, "nothing stays");
+    free(t);
+}
+
+Test(hf, cannot_create)
+{
+    model_spec m;
+    hf_writer *w;
+    cr_assert_eq(make_spec(&m, "olmoe", SIZES "intermediate_size=20"), MOE_OK);
+    cr_assert_eq(hf_writer_open(&w, "/tmp/moe-no-such-folder/x", &m, HF_F32), MOE_E_CREATE);
+    cr_assert_eq(hf_writer_open(&w, "/dev/null", &m, HF_F32), MOE_E_CREATE);
+    cr_assert_null(w);
+}
+
 Test(hf, not_exportable)
 {
-    static const char *const pairs[] = {"shared_expert_intermediate_size=8", "use_correction_bias=true", "scoring_func=sigmoid",
-                                        "n_group=2", "routed_scaling_factor=2.5", "first_k_dense_replace=1"};
+    static const char *const pairs[] = {
+        "shared_expert_intermediate_size=8", "use_correction_bias=true", "scoring_func=sigmoid", "n_group=2",
+        "routed_scaling_factor=2.5",         "first_k_dense_replace=1"};
     hf_writer *w;
     struct stat st;
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {

@@ -1,5 +1,5 @@
-/* The safetensors format: what is written is read; every damaged header is an error with a reason, never a crash (run under ASan in the debug
- * preset); 16-bit numbers widen and round exactly. */
+/* The safetensors format: what is written is read; every damaged header is an error with a reason, never a crash (run under ASan
+ * in the debug preset); 16-bit numbers widen and round exactly. */
 #include <criterion/criterion.h>
 #include <fcntl.h>
 #include <math.h>
@@ -10,9 +10,10 @@
 
 #include "models/formats/safetensors.h"
 
-static const char GOOD[] = "{\"__metadata__\":{\"format\":\"pt\"},\"b\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[4,28]},"
-                           "\"a\":{\"data_offsets\":[0,4],\"shape\":[2],\"dtype\":\"BF16\"},\"empty\":{\"dtype\":\"I8\",\"shape\":[0,7],"
-                           "\"data_offsets\":[28,28]},\"scalar\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[28,29]}}   ";
+static const char GOOD[] =
+    "{\"__metadata__\":{\"format\":\"pt\"},\"b\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[4,28]},"
+    "\"a\":{\"data_offsets\":[0,4],\"shape\":[2],\"dtype\":\"BF16\"},\"empty\":{\"dtype\":\"I8\",\"shape\":[0,7],"
+    "\"data_offsets\":[28,28]},\"scalar\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[28,29]}}   ";
 
 Test(safetensors, header)
 {
@@ -35,7 +36,9 @@ Test(safetensors, header)
 }
 
 #define ONE(dtype, shape, offsets) "{\"a\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" offsets "}}"
-#define TWO(x, y) "{\"" x "\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"" y "\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":"
+#define TWO(x, y)                                                                                                                \
+    "{\"" x "\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"" y                                                    \
+    "\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":"
 
 Test(safetensors, damaged_headers)
 {
@@ -85,7 +88,8 @@ Test(safetensors, damaged_headers)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         st_tensor *t;
         int64_t n;
-        cr_assert_eq(safetensors_parse(&t, &n, cases[i].text, strlen(cases[i].text), cases[i].data, "t"), MOE_E_DATA, "%s", cases[i].text);
+        cr_assert_eq(safetensors_parse(&t, &n, cases[i].text, strlen(cases[i].text), cases[i].data, "t"), MOE_E_DATA, "%s",
+                     cases[i].text);
         cr_assert_null(t);
         cr_assert_not_null(strstr(moe_error_text(), cases[i].reason), "%s: %s", cases[i].text, moe_error_text());
     }

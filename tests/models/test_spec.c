@@ -1,5 +1,5 @@
-/* Layouts and the tensor table: every tensor lies inside its section, none over another, each aligned; counts agree with the table and
- * with published models; sizes out of range are refused by name. */
+/* Layouts and the tensor table: every tensor lies inside its section, none over another, each aligned; counts agree with the
+ * table and with published models; sizes out of range are refused by name. */
 #include <criterion/criterion.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,8 +9,9 @@
 #include "models/spec.h"
 #include "tests/models/make_spec.h"
 
-static const char SIZES[] = "vocab_size=97 hidden_size=48 num_hidden_layers=3 num_attention_heads=4 num_key_value_heads=2 num_experts=6 "
-                            "num_experts_per_tok=2 intermediate_size=20 ";
+static const char SIZES[] =
+    "vocab_size=97 hidden_size=48 num_hidden_layers=3 num_attention_heads=4 num_key_value_heads=2 num_experts=6 "
+    "num_experts_per_tok=2 intermediate_size=20 ";
 
 static const struct {
     const char *type, *more;
@@ -40,10 +41,18 @@ static size_t section_floats(const model_spec *m, const tensor_info *t)
     embed_layout e;
     head_layout h;
     switch (t->kind) {
-    case SECTION_EMBED: spec_embed_layout(m, &e); return e.floats;
-    case SECTION_DENSE: spec_dense_layout(m, t->layer, &d); return d.floats;
-    case SECTION_EXPERT: spec_expert_layout(m, &x); return x.floats;
-    case SECTION_HEAD: spec_head_layout(m, &h); return h.floats;
+    case SECTION_EMBED:
+        spec_embed_layout(m, &e);
+        return e.floats;
+    case SECTION_DENSE:
+        spec_dense_layout(m, t->layer, &d);
+        return d.floats;
+    case SECTION_EXPERT:
+        spec_expert_layout(m, &x);
+        return x.floats;
+    case SECTION_HEAD:
+        spec_head_layout(m, &h);
+        return h.floats;
     }
     return 0;
 }
@@ -70,8 +79,8 @@ static void check_table(const model_spec *m)
         for (int64_t j = i + 1; j < n; j++) {
             cr_assert_neq(strcmp(t[i].name, t[j].name), 0, "%s twice", t[i].name);
             if (same_section(&t[i], &t[j]))
-                cr_assert(t[i].offset + t[i].floats <= t[j].offset || t[j].offset + t[j].floats <= t[i].offset, "%s over %s", t[i].name,
-                          t[j].name);
+                cr_assert(t[i].offset + t[i].floats <= t[j].offset || t[j].offset + t[j].floats <= t[i].offset, "%s over %s",
+                          t[i].name, t[j].name);
         }
     }
     free(t);
@@ -168,8 +177,8 @@ Test(spec, published_models)
     model_spec m;
     cr_assert_eq(make_spec(&m, "olmoe", "intermediate_size=1024"), MOE_OK, "%s", moe_error_text()); /* OLMoE-1B-7B-0924 */
     cr_assert_eq(spec_parameters(&m), 6919161856);
-    cr_assert_eq(make_spec(&m, "qwen3_moe", "num_hidden_layers=48 head_dim=128 norm_topk_prob=true rope_theta=1000000.0"), MOE_OK, "%s",
-                 moe_error_text()); /* Qwen3-30B-A3B */
+    cr_assert_eq(make_spec(&m, "qwen3_moe", "num_hidden_layers=48 head_dim=128 norm_topk_prob=true rope_theta=1000000.0"), MOE_OK,
+                 "%s", moe_error_text()); /* Qwen3-30B-A3B */
     cr_assert_eq(spec_parameters(&m), 30532122624);
 }
 
