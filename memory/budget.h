@@ -1,6 +1,6 @@
 /* What the host tier may hold. Host memory is everything the kernel charges to the process: heap, stacks, libraries, rings,
- * page cache of its files. The engine plans for 95 % of the limit; everything large that allocates comes through budget_alloc, so that
- * the sum is known and a plan that does not fit is refused before anything is allocated. */
+ * page cache of its files. The engine plans for 95 % of the limit; everything large that allocates comes through budget_alloc, so
+ * that the sum is known and a plan that does not fit is refused before anything is allocated. */
 #ifndef MOE_MEMORY_BUDGET_H
 #define MOE_MEMORY_BUDGET_H
 

@@ -1,6 +1,6 @@
 /* The activation stash: blocks that forward makes and backward takes, last in first out. Blocks live in RAM up to a budget; past
- * it the oldest finished blocks are written to the store's spill file and their memory is reused; backward reads them back ahead of
- * the computation. Same bits either way. One compute thread; the spill runs on the store's thread. */
+ * it the oldest finished blocks are written to the store's spill file and their memory is reused; backward reads them back ahead
+ * of the computation. Same bits either way. One compute thread; the spill runs on the store's thread. */
 #ifndef MOE_MEMORY_STASH_H
 #define MOE_MEMORY_STASH_H
 
@@ -15,10 +15,12 @@ void stash_close(stash *s);
 
 typedef int32_t stash_id; /* order of creation in this pass, from 0 */
 
-/* A new writable block (IO_ALIGN-aligned, contents undefined); blocks until memory is free. stash_seal: it is final and may be spilled. */
+/* A new writable block (IO_ALIGN-aligned, contents undefined); blocks until memory is free. stash_seal: it is final and may be
+ * spilled. */
 moe_err stash_new(stash *s, size_t bytes, stash_id *id, void **buf) MOE_MUST_CHECK;
 void stash_seal(stash *s, stash_id id);
-/* Backward: the block in RAM (blocks while it is read), pinned until stash_free. Also starts reading the blocks made before it. */
+/* Backward: the block in RAM (blocks while it is read), pinned until stash_free. Also starts reading the blocks made before it.
+ */
 moe_err stash_take(stash *s, stash_id id, void **buf) MOE_MUST_CHECK;
 /* Gone for good. When all blocks are gone the ids begin at 0 again. */
 void stash_free(stash *s, stash_id id);

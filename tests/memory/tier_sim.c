@@ -200,7 +200,9 @@ static void backward_section(sim *m, tier_lease *l, bool update_too)
             tier_release(m->t, l, TIER_W, (tier_change){0});
         tier_release(m->t, l, TIER_ALL, gradient);
     } else {
-        tier_release(m->t, l, TIER_G, gradient);
+        const bool at_once = sim_random(m, 2) == 0;
+        if (!at_once)
+            tier_release(m->t, l, TIER_G, gradient);
         x->before_step = x->step;
         x->before_variant = x->variant;
         x->speculative = true;
@@ -208,7 +210,8 @@ static void backward_section(sim *m, tier_lease *l, bool update_too)
         x->variant = 0;
         for (int p = 0; p < STORE_G; p++)
             write_pattern(l->part[p], s, p, x->step, 0);
-        tier_release(m->t, l, TIER_ALL, (tier_change){.dirty = TIER_WMV, .step = x->step});
+        tier_release(m->t, l, TIER_ALL,
+                     (tier_change){.dirty = at_once ? TIER_ALL : TIER_WMV, .step = x->step, .grad_step = x->grad_step});
     }
     check(m);
     check_record(m, s);
