@@ -58,8 +58,18 @@ static moe_err gradient_norm(trainer *t, double *norm)
             sum += t->decoder.moe.grad_squares[(size_t)moe * (size_t)m->E + (size_t)e];
     }
     sum += t->dense_squares[1 + m->L];
+    TRY(t->comm->ops->sum_doubles(t->comm, &sum, 1)); /* each rank holds sections of its own */
     *norm = sqrt(sum);
     return MOE_OK;
+}
+
+/* The dense gradient and the loss are sums over the ranks' tokens. */
+static moe_err reduce_over_ranks(trainer *t, double *loss_sum)
+{
+    TRY(t->comm->ops->sum_doubles(t->comm, loss_sum, 1));
+    if (t->dense.tied_g != NULL)
+        TRY(t->comm->ops->sum_floats(t->comm, t->dense.tied_g, t->dense.embed_layout.floats));
+    return t->comm->ops->sum_floats(t->comm, t->dense.g, t->dense.floats);
 }
 
 static moe_err run_groups(trainer *t, uint64_t step, const adamw_step *speculate, double *loss_sum, step_metrics *out)
@@ -167,6 +177,8 @@ moe_err trainer_step_tokens(trainer *t, step_metrics *out)
     double loss_sum = 0, norm = NAN;
     moe_err rc = run_groups(t, step, speculate ? &plain : NULL, &loss_sum, out);
     const double t1 = moe_seconds();
+    if (rc == MOE_OK)
+        rc = reduce_over_ranks(t, &loss_sum);
     if (rc == MOE_OK)
         rc = gradient_norm(t, &norm);
     if (rc == MOE_OK && !isfinite(norm))

@@ -39,6 +39,7 @@ static moe_err fill_part(void *user, section_id section, store_part part, float 
 static moe_err open_machine(trainer *t)
 {
     const train_config *c = t->config;
+    TRY(comm_open(&t->comm, "self"));
     TRY(moe_backend_find(&t->be, c->backend));
     TRY(moe_pool_open(&t->pool, t->plan.threads, KERNEL_SCRATCH_BYTES));
     t->stream.pool = t->pool;
@@ -227,6 +228,7 @@ void trainer_close(trainer *t)
     dataset_close(t->train);
     dataset_close(t->val);
     moe_pool_close(t->pool);
+    comm_close(t->comm);
     free(t->tokens);
     free(t->targets);
     free(t->window);

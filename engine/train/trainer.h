@@ -4,6 +4,7 @@
 #ifndef MOE_ENGINE_TRAIN_TRAINER_H
 #define MOE_ENGINE_TRAIN_TRAINER_H
 
+#include "comm/comm.h"
 #include "engine/data/dataset.h"
 #include "engine/plan/plan.h"
 #include "engine/report/report.h"
@@ -30,6 +31,7 @@ typedef struct trainer {
     moe_pool *pool;
     moe_stream stream;
     const moe_backend *be;
+    comm *comm;                 /* the ranks */
     io *io;
     char io_note[512];          /* why io_uring is not used, "" */
     store *store;
