@@ -10,23 +10,18 @@
 #include "kernels/tables.h"
 
 /* One row; `isa` is the suffix of kernels/tables.h. */
-#define CPU_TABLE(isa)                                                                        \
-    {                                                                                         \
-        .name = #isa,                                                                         \
-        .matmul_forward = matmul_forward_##isa, .matmul_dx = matmul_dx_##isa,                 \
-        .matmul_dw = matmul_dw_##isa,                                                         \
-        .rope = rope_##isa, .clip_forward = clip_forward_##isa, .clip_backward = clip_backward_##isa, \
-        .attention_forward = attention_forward_##isa, .attention_backward = attention_backward_##isa, \
-        .rmsnorm_forward = rmsnorm_forward_##isa, .rmsnorm_backward = rmsnorm_backward_##isa, \
-        .router_forward = router_forward_##isa, .router_backward = router_backward_##isa,     \
-        .router_stats = router_stats_##isa, .dispatch = dispatch_##isa,                       \
-        .gather = gather_##isa, .combine = combine_##isa,                                     \
-        .swiglu_forward = swiglu_forward_##isa, .swiglu_backward = swiglu_backward_##isa,     \
-        .gate_forward = gate_forward_##isa, .gate_backward = gate_backward_##isa,             \
-        .cross_entropy = cross_entropy_##isa, .embedding_forward = embedding_forward_##isa,   \
-        .embedding_backward = embedding_backward_##isa, .adamw = adamw_##isa,                 \
-        .sum_squares = sum_squares_##isa, .add = add_##isa,                                   \
-        .random_normal = random_normal_##isa,                                                 \
+#define CPU_TABLE(isa)                                                                                                           \
+    {                                                                                                                            \
+        .name = #isa, .matmul_forward = matmul_forward_##isa, .matmul_dx = matmul_dx_##isa, .matmul_dw = matmul_dw_##isa,        \
+        .rope = rope_##isa, .clip_forward = clip_forward_##isa, .clip_backward = clip_backward_##isa,                            \
+        .attention_forward = attention_forward_##isa, .attention_backward = attention_backward_##isa,                            \
+        .rmsnorm_forward = rmsnorm_forward_##isa, .rmsnorm_backward = rmsnorm_backward_##isa,                                    \
+        .router_forward = router_forward_##isa, .router_backward = router_backward_##isa, .router_stats = router_stats_##isa,    \
+        .dispatch = dispatch_##isa, .gather = gather_##isa, .combine = combine_##isa, .swiglu_forward = swiglu_forward_##isa,    \
+        .swiglu_backward = swiglu_backward_##isa, .gate_forward = gate_forward_##isa, .gate_backward = gate_backward_##isa,      \
+        .cross_entropy = cross_entropy_##isa, .embedding_forward = embedding_forward_##isa,                                      \
+        .embedding_backward = embedding_backward_##isa, .adamw = adamw_##isa, .sum_squares = sum_squares_##isa,                  \
+        .add = add_##isa, .random_normal = random_normal_##isa,                                                                  \
     }
 
 static const moe_backend backends[] = {CPU_TABLE(ref), CPU_TABLE(avx2), CPU_TABLE(avx512)}; /* slowest first */
@@ -64,7 +59,7 @@ moe_err moe_backend_find(const moe_backend **out, const char *name)
         snprintf(names + strlen(names), sizeof names - strlen(names), ", %s", backends[b].name);
     }
     if (*out == NULL)
-        return moe_fail(MOE_E_CONFIG, "kernels: backend \"%s\" does not exist or does not run on this processor; expected auto%s", name,
-                        names);
+        return moe_fail(MOE_E_CONFIG, "kernels: backend \"%s\" does not exist or does not run on this processor; expected auto%s",
+                        name, names);
     return MOE_OK;
 }

@@ -41,9 +41,15 @@ static double run_rung(climb *c, int rung)
 
 void bench_ladder(bench *b)
 {
-    static const char *const ideas[RUNGS] = {"naive: the definition", "panels: 16 outputs in a vector", "tile: 6 rows in registers",
+    static const char *const ideas[RUNGS] = {"naive: the definition", "panels: 16 outputs in a vector",
+                                             "tile: 6 rows in registers",
                                              "final: blocked for the caches, packed, 2 vectors wide"};
-    climb c = {.b = b, .single = *b, .x = bench_map(ROWS * K), .y = bench_map(ROWS * N), .want = bench_map(REF_ROWS * N), .w = b->weights};
+    climb c = {.b = b,
+               .single = *b,
+               .x = bench_map(ROWS * K),
+               .y = bench_map(ROWS * N),
+               .want = bench_map(REF_ROWS * N),
+               .w = b->weights};
     double rate[RUNGS][REPS_MOST], peak[REPS_MOST];
     c.single.threads = 1;
     if (c.x == NULL || c.y == NULL || c.want == NULL || moe_pool_open(&c.single.stream.pool, 1, KERNEL_SCRATCH_BYTES) != MOE_OK)
@@ -55,7 +61,8 @@ void bench_ladder(bench *b)
         for (int rung = 0; rung < RUNGS; rung++)
             rate[rung][rep] = run_rung(&c, rung);
     }
-    printf("ladder, forward, %s, 1 thread, %d x %d x %d, FMA peak %.1f GFLOP/s\n", b->backend->name, ROWS, N, K, bench_typical(b, peak));
+    printf("ladder, forward, %s, 1 thread, %d x %d x %d, FMA peak %.1f GFLOP/s\n", b->backend->name, ROWS, N, K,
+           bench_typical(b, peak));
     for (int rung = 0; rung < RUNGS; rung++) {
         const double median = bench_typical(b, rate[rung]);
         printf("  %-56s %8.2f%s\n", ideas[rung], median, median > 0 ? "" : " WRONG");

@@ -13,7 +13,8 @@ void ISA(ladder_panels)(float *y, const float *x, const float *w, int rows, int 
         for (int r = 0; r < rows; r++) {
             v16 sum = v16_zero();
             for (int k = 0; k < K; k++)
-                sum = v16_fma(v16_set1(x[(size_t)r * (size_t)K + (size_t)k]), v16_load(w + ((size_t)n * (size_t)K + (size_t)k * V16)), sum);
+                sum = v16_fma(v16_set1(x[(size_t)r * (size_t)K + (size_t)k]),
+                              v16_load(w + ((size_t)n * (size_t)K + (size_t)k * V16)), sum);
             v16_store(y + (size_t)r * (size_t)N + n, sum);
         }
 }
@@ -41,5 +42,6 @@ void ISA(ladder_tile)(float *y, const float *x, const float *w, int rows, int N,
                 v16_store(y + ((size_t)r + i) * (size_t)N + n, sum[i]);
         }
     if (rows % R != 0)
-        ISA(ladder_panels)(y + (size_t)(rows - rows % R) * (size_t)N, x + (size_t)(rows - rows % R) * (size_t)K, w, rows % R, N, K);
+        ISA(ladder_panels)
+        (y + (size_t)(rows - rows % R) * (size_t)N, x + (size_t)(rows - rows % R) * (size_t)K, w, rows % R, N, K);
 }

@@ -1,6 +1,6 @@
-/* bench_kernels: how close the products come to what the machine can do. Options below; a table on stdout, JSON lines with --json.
- * Owns the cold memory and the pool. One thread calls, the pool works.
- * Rule: nothing is printed that was not measured in this run. */
+/* bench_kernels: how close the products come to what the machine can do. Options below; a table on stdout, JSON lines with
+ * --json. Owns the cold memory and the pool. One thread calls, the pool works. Rule: nothing is printed that was not measured in
+ * this run. */
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,15 +8,17 @@
 
 #include "bench/kernels/bench.h"
 
-static const char usage[] = "usage: bench_kernels [--threads N] [--backend avx2|avx512] [--reps N] [--only TEXT] [--cold MiB] [--best] [--json FILE] [--ladder]\n"
-                            "  --threads N   compute threads (all processors)\n"
-                            "  --backend B   instruction set (the fastest here)\n"
-                            "  --reps N      repetitions, the median is reported (5)\n"
-                            "  --only TEXT   cases whose name contains TEXT, e.g. small, down, lm_head\n"
-                            "  --cold MiB    weights walked in a circle, and as much for gradients (1024)\n"
-                            "  --best        report the best repetition of rates and limits instead of the median: for a machine with other work\n"
-                            "  --json FILE   one object a measurement, with all samples\n"
-                            "  --ladder      the rungs of README.md instead of the products\n";
+static const char usage[] =
+    "usage: bench_kernels [--threads N] [--backend avx2|avx512] [--reps N] [--only TEXT] [--cold MiB] [--best] [--json FILE] "
+    "[--ladder]\n"
+    "  --threads N   compute threads (all processors)\n"
+    "  --backend B   instruction set (the fastest here)\n"
+    "  --reps N      repetitions, the median is reported (5)\n"
+    "  --only TEXT   cases whose name contains TEXT, e.g. small, down, lm_head\n"
+    "  --cold MiB    weights walked in a circle, and as much for gradients (1024)\n"
+    "  --best        report the best repetition of rates and limits instead of the median: for a machine with other work\n"
+    "  --json FILE   one object a measurement, with all samples\n"
+    "  --ladder      the rungs of README.md instead of the products\n";
 
 static int whole(const char *text, int least, int most)
 {
@@ -58,21 +60,35 @@ static int run(bench *b, const char *backend, bool ladder)
 
 int main(int argc, char **argv)
 {
-    static const struct option options[] = {{"threads", 1, 0, 't'}, {"backend", 1, 0, 'b'}, {"reps", 1, 0, 'r'}, {"only", 1, 0, 'o'},
-                                            {"cold", 1, 0, 'c'},    {"json", 1, 0, 'j'},    {"ladder", 0, 0, 'l'}, {"best", 0, 0, 'B'}, {"help", 0, 0, 'h'},
-                                            {0, 0, 0, 0}};
+    static const struct option options[] = {
+        {"threads", 1, 0, 't'}, {"backend", 1, 0, 'b'}, {"reps", 1, 0, 'r'}, {"only", 1, 0, 'o'}, {"cold", 1, 0, 'c'},
+        {"json", 1, 0, 'j'},    {"ladder", 0, 0, 'l'},  {"best", 0, 0, 'B'}, {"help", 0, 0, 'h'}, {0, 0, 0, 0}};
     bench b = {.threads = (int)sysconf(_SC_NPROCESSORS_ONLN), .reps = 5, .cold_floats = (size_t)256 << 20};
     const char *backend = NULL;
     bool ladder = false;
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         switch (c) {
-        case 't': b.threads = whole(optarg, 1, 64); break;
-        case 'b': backend = optarg; break;
-        case 'r': b.reps = whole(optarg, 1, REPS_MOST); break;
-        case 'o': b.only = optarg; break;
-        case 'c': b.cold_floats = (size_t)whole(optarg, 128, 1 << 20) << 18; break;
-        case 'l': ladder = true; break;
-        case 'B': b.best = true; break;
+        case 't':
+            b.threads = whole(optarg, 1, 64);
+            break;
+        case 'b':
+            backend = optarg;
+            break;
+        case 'r':
+            b.reps = whole(optarg, 1, REPS_MOST);
+            break;
+        case 'o':
+            b.only = optarg;
+            break;
+        case 'c':
+            b.cold_floats = (size_t)whole(optarg, 128, 1 << 20) << 18;
+            break;
+        case 'l':
+            ladder = true;
+            break;
+        case 'B':
+            b.best = true;
+            break;
         case 'j':
             b.json = fopen(optarg, "w");
             if (b.json == NULL) {
@@ -80,8 +96,12 @@ int main(int argc, char **argv)
                 return MOE_E_CREATE;
             }
             break;
-        case 'h': fputs(usage, stdout); return 0;
-        default: fputs(usage, stderr); return MOE_E_USAGE;
+        case 'h':
+            fputs(usage, stdout);
+            return 0;
+        default:
+            fputs(usage, stderr);
+            return MOE_E_USAGE;
         }
     }
     const int rc = run(&b, backend, ladder);

@@ -1,5 +1,6 @@
 /* The limits of one core: FMA throughput, reading, streaming writes. Compiled once per instruction set; owns nothing.
- * Any thread. Rule: enough independent chains that latency is hidden (12 of 4 cycles on 2 pipes), enough bytes that no cache helps. */
+ * Any thread. Rule: enough independent chains that latency is hidden (12 of 4 cycles on 2 pipes), enough bytes that no cache
+ * helps. */
 #include <time.h>
 
 #include "bench/kernels/bench.h"

@@ -14,12 +14,21 @@ typedef struct product_case {
 } product_case;
 
 /* name, experts, D, F: bench/README.md says where the configs come from. */
-static const struct { const char *name; int E, D, F; } configs[] = {
-    {"tiny", 16, 256, 512}, {"small", 32, 512, 1024}, {"fine", 128, 512, 256}, {"big", 32, 768, 1536},
+static const struct {
+    const char *name;
+    int E, D, F;
+} configs[] = {
+    {"tiny", 16, 256, 512},
+    {"small", 32, 512, 1024},
+    {"fine", 128, 512, 256},
+    {"big", 32, 768, 1536},
 };
 static const int row_counts[] = {1, 8, 64, 512};
 static const product_case dense[] = {
-    {"dense qkv", 1, 8192, 1536, 512}, {"dense out", 1, 8192, 512, 512},  {"lm_head", 1, 256, 16384, 512}, {"lm_head", 1, 1024, 16384, 512},
+    {"dense qkv", 1, 8192, 1536, 512},
+    {"dense out", 1, 8192, 512, 512},
+    {"lm_head", 1, 256, 16384, 512},
+    {"lm_head", 1, 1024, 16384, 512},
 };
 enum { PRODUCTS = 4, GROUPS_MOST = 128 };
 static const char *const product_names[PRODUCTS] = {"forward", "dx", "dw", "dw+="};
@@ -46,8 +55,17 @@ static double run_product(bench *b, const product_case *c, int product, float *x
         const size_t at = bench_next(b, floats);
         w[g] = b->weights + at, dw[g] = b->gradients + at;
     }
-    const matmul_args a = {.dw = dw, .w = w, .y = y, .x = x, .ldy = (size_t)c->N, .ldx = (size_t)c->K,
-                           .offset = offset, .G = c->G, .N = c->N, .K = c->K, .accumulate = product == 3};
+    const matmul_args a = {.dw = dw,
+                           .w = w,
+                           .y = y,
+                           .x = x,
+                           .ldy = (size_t)c->N,
+                           .ldx = (size_t)c->K,
+                           .offset = offset,
+                           .G = c->G,
+                           .N = c->N,
+                           .K = c->K,
+                           .accumulate = product == 3};
     const matmul_fn fn = product == 0 ? b->backend->matmul_forward : product == 1 ? b->backend->matmul_dx : b->backend->matmul_dw;
     const double begin = bench_clock(b);
     if (fn(&a, &b->stream) != MOE_OK)
@@ -62,8 +80,9 @@ static void report(bench *b, const product_case *c, int product, const samples *
     printf("  %-8s %8.1f %8.1f %5.0f%%", product_names[product], rate, limit, percent);
     if (b->json == NULL)
         return;
-    fprintf(b->json, "{\"case\": \"%s\", \"product\": \"%s\", \"groups\": %d, \"rows\": %d, \"N\": %d, \"K\": %d, \"backend\": \"%s\", "
-                     "\"threads\": %d, \"gflops\": %.2f, \"limit\": %.2f, \"percent\": %.1f, \"samples\": [",
+    fprintf(b->json,
+            "{\"case\": \"%s\", \"product\": \"%s\", \"groups\": %d, \"rows\": %d, \"N\": %d, \"K\": %d, \"backend\": \"%s\", "
+            "\"threads\": %d, \"gflops\": %.2f, \"limit\": %.2f, \"percent\": %.1f, \"samples\": [",
             c->name, product_names[product], c->G, c->rows, c->N, c->K, b->backend->name, b->threads, rate, limit, percent);
     for (int i = 0; i < b->reps; i++)
         fprintf(b->json, "%s[%.2f, %.2f]", i ? ", " : "", s->rate[i], s->limit[i]);

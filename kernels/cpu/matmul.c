@@ -1,7 +1,7 @@
 /* y = x w^T for groups of rows, fast (kernels/matmul.h). The gradients are in matmul_dx.c and matmul_dw.c.
- * Vectors run along the outputs, weights are read as they are stored; rows of x are copied to the worker's scratch, where they do not
- * share cache sets. A task is (group, row block, range of panels), so that many small groups and one large one both fill the threads.
- * Rule: a task writes its own rows and columns only; which worker runs it and how it was cut cannot change a bit. */
+ * Vectors run along the outputs, weights are read as they are stored; rows of x are copied to the worker's scratch, where they do
+ * not share cache sets. A task is (group, row block, range of panels), so that many small groups and one large one both fill the
+ * threads. Rule: a task writes its own rows and columns only; which worker runs it and how it was cut cannot change a bit. */
 #include "kernels/cpu/matmul_tile.h"
 #include "kernels/tables.h"
 
@@ -17,13 +17,13 @@ typedef struct plan {
 
 typedef struct task {
     const float *w;
-    int64_t row, rows;    /* of x and y */
+    int64_t row, rows; /* of x and y */
     int panel, panel_end;
-    float *x;             /* scratch: [rows, A_LD] */
+    float *x; /* scratch: [rows, A_LD] */
 } task;
 
 enum { RANGE_LEAST = 4, RANGE_MOST = 64 }; /* panels of a task */
-_Static_assert(ROW_BLOCK * A_LD * sizeof(float) <= KERNEL_SCRATCH_BYTES, "scratch of the product");
+_Static_assert(ROW_BLOCK *A_LD * sizeof(float) <= KERNEL_SCRATCH_BYTES, "scratch of the product");
 
 /* Rows are too far apart for the processor to guess the next one: it is fetched. */
 static void copy_rows(const plan *p, const task *t, int k0, int steps)
@@ -41,8 +41,8 @@ static void copy_rows(const plan *p, const task *t, int k0, int steps)
     }
 }
 
-/* All row tiles of `panels` panels from `panel`, k's [k0, k0 + steps). The next strip of weights begins at `next` (NULL: there is none);
- * a single tile fetches it, or the last ones, a panel each, so that it is used at once. */
+/* All row tiles of `panels` panels from `panel`, k's [k0, k0 + steps). The next strip of weights begins at `next` (NULL: there is
+ * none); a single tile fetches it, or the last ones, a panel each, so that it is used at once. */
 static void run_strip(const plan *p, const task *t, int panel, int panels, int k0, int steps, const float *next)
 {
     const size_t K = (size_t)p->a->K;
@@ -99,8 +99,8 @@ static void run_tasks(void *ctx, int64_t begin, int64_t end, int worker)
     }
 }
 
-/* Overheads of a cut as parts of the FMA time: a row that is copied serves the outputs of its range (13 FMA cycles of 16 lanes an element),
- * a weight that is read serves the rows of its block (2). */
+/* Overheads of a cut as parts of the FMA time: a row that is copied serves the outputs of its range (13 FMA cycles of 16 lanes an
+ * element), a weight that is read serves the rows of its block (2). */
 static void choose_cut(plan *p, int64_t rows, int64_t groups, int64_t most)
 {
     const int64_t mean = (rows + groups - 1) / groups;

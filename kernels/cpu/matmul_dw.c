@@ -1,7 +1,7 @@
 /* The weight gradient, fast: dw[n, k] = chain over the rows of dy[r, n] * x[r, k] (kernels/matmul.h).
- * Vectors run along n like the panels; x is packed in strips of TILE_ROWS k's, dy one strip of panels at a time, both in the worker's
- * scratch. A task is (group, range of panels, range of k) and owns those elements of dw; it walks all rows of the group in order.
- * Rule: pads are left as they are when accumulating and written as zero otherwise, whatever x holds. */
+ * Vectors run along n like the panels; x is packed in strips of TILE_ROWS k's, dy one strip of panels at a time, both in the
+ * worker's scratch. A task is (group, range of panels, range of k) and owns those elements of dw; it walks all rows of the group
+ * in order. Rule: pads are left as they are when accumulating and written as zero otherwise, whatever x holds. */
 #include <string.h>
 
 #include "kernels/cpu/matmul_tile.h"
@@ -10,14 +10,15 @@
 TILE_TABLE(weight_tile, 1, TILE_ROWS)
 
 enum {
-    K_MOST = 1024,     /* k's of a task                                                        */
-    ROWS_MOST = STEPS, /* rows packed at a time: at most 2.1 MB                                */
+    K_MOST = 1024,                               /* k's of a task                                                        */
+    ROWS_MOST = STEPS,                           /* rows packed at a time: at most 2.1 MB                                */
     SPAN = (K_MOST / TILE_ROWS + 2) * TILE_ROWS, /* packed floats a row: strips may all be one short */
     SCRATCH_X = ROWS_MOST * SPAN + (SPAN / TILE_ROWS) * V16,
-    PACK_PANELS = 8,   /* of dy packed at a time                                                */
+    PACK_PANELS = 8,      /* of dy packed at a time                                                */
     DY_VEC = STEPS * V16, /* floats from panel to panel of packed dy                            */
     SCRATCH_DY = PACK_PANELS * DY_VEC,
-    RANGE_LEAST = 4, RANGE_MOST = 64, /* panels of a task */
+    RANGE_LEAST = 4,
+    RANGE_MOST = 64, /* panels of a task */
 };
 _Static_assert((SCRATCH_X + SCRATCH_DY) * sizeof(float) <= KERNEL_SCRATCH_BYTES, "scratch of the weight gradient");
 
@@ -30,14 +31,15 @@ typedef struct plan {
 
 typedef struct task {
     float *dw;
-    int64_t row, rows;    /* packed now: [row, row + rows) */
+    int64_t row, rows; /* packed now: [row, row + rows) */
     int panel, panel_end;
     int k, k_end;
-    float *x, *dy;        /* scratch */
+    float *x, *dy; /* scratch */
     bool load, stream;
 } task;
 
-/* Floats from one strip of packed x to the next; the pad takes the overhang of the last row and spreads the strips over cache sets. */
+/* Floats from one strip of packed x to the next; the pad takes the overhang of the last row and spreads the strips over cache
+ * sets. */
 static size_t strip_floats(int64_t rows) { return (size_t)rows * TILE_ROWS + V16; }
 
 /* x[strip][row][TILE_ROWS]: whole vectors are written, the next row repairs what they overlap. */
@@ -54,8 +56,9 @@ static void pack_x(const plan *p, const task *t)
     }
 }
 
-/* dy[vec][row][16] for the panels that are next; outputs past N read as zero. Rows are too far apart for the processor to guess, and a
- * power of two of them apart share cache sets: so PACK_PANELS lines are taken from a row at once, and the rows to come are fetched. */
+/* dy[vec][row][16] for the panels that are next; outputs past N read as zero. Rows are too far apart for the processor to guess,
+ * and a power of two of them apart share cache sets: so PACK_PANELS lines are taken from a row at once, and the rows to come are
+ * fetched. */
 static void pack_dy(const plan *p, const task *t, int panel, int panels)
 {
     enum { AHEAD = 4 };
@@ -91,7 +94,12 @@ static void run_strip(const plan *p, const task *k, int panel, int vecs, const f
     const size_t K = (size_t)p->a->K;
     const int real = p->a->N - (panel + vecs - 1) * PANEL; /* outputs of the last panel */
     const int64_t strips = tile_count(k->k_end - k->k, TILE_ROWS);
-    tile t = {.b_vec = DY_VEC, .c_row = PANEL, .c_vec = K * PANEL, .a_block = V16 * TILE_ROWS, .last = V16, .next_block = TILE_ROWS * PANEL};
+    tile t = {.b_vec = DY_VEC,
+              .c_row = PANEL,
+              .c_vec = K * PANEL,
+              .a_block = V16 * TILE_ROWS,
+              .last = V16,
+              .next_block = TILE_ROWS * PANEL};
     t.steps = (int)k->rows, t.load = k->load, t.stream = k->stream;
     for (int64_t i = 0; i < strips; i++) {
         const int cut = (int)tile_cut(k->k_end - k->k, strips, i), rows = (int)tile_cut(k->k_end - k->k, strips, i + 1) - cut;
@@ -125,7 +133,8 @@ static void run_block(const plan *p, const task *t)
 static void clear_range(const plan *p, const task *t)
 {
     for (int panel = t->panel; panel < t->panel_end; panel++)
-        memset(t->dw + ((size_t)panel * (size_t)p->a->K + (size_t)t->k) * PANEL, 0, sizeof(float) * PANEL * (size_t)(t->k_end - t->k));
+        memset(t->dw + ((size_t)panel * (size_t)p->a->K + (size_t)t->k) * PANEL, 0,
+               sizeof(float) * PANEL * (size_t)(t->k_end - t->k));
 }
 
 static void run_tasks(void *ctx, int64_t begin, int64_t end, int worker)

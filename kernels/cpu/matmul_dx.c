@@ -1,17 +1,18 @@
 /* The input gradient, fast: dx[r, k] = chain over n of dy[r, n] * w[n, k] (kernels/matmul.h).
- * Vectors run along the rows: dy is transposed into [vector of 16 rows][n][16], w is broadcast out of its panels as it is stored (the
- * 16 outputs of one k are one cache line, so 14 k's by 16 n's are 14 lines), and the result is transposed back once. So weights are
- * read once from memory and never rearranged, which costs more than few rows can repay. A task is (group, row block, range of k).
- * Rule: rows that pad a vector to 16 are computed from zeros and never stored. */
+ * Vectors run along the rows: dy is transposed into [vector of 16 rows][n][16], w is broadcast out of its panels as it is stored
+ * (the 16 outputs of one k are one cache line, so 14 k's by 16 n's are 14 lines), and the result is transposed back once. So
+ * weights are read once from memory and never rearranged, which costs more than few rows can repay. A task is (group, row block,
+ * range of k). Rule: rows that pad a vector to 16 are computed from zeros and never stored. */
 #include "kernels/cpu/matmul_tile.h"
 #include "kernels/tables.h"
 
 TILE_TABLE(input_tile, PANEL, 1)
 
 enum {
-    BLOCK_VECS = 16,                  /* vectors of rows in a task                                   */
+    BLOCK_VECS = 16, /* vectors of rows in a task                                   */
     BLOCK_ROWS = BLOCK_VECS * V16,
-    RANGE_LEAST = 64, RANGE_MOST = 512, /* k's of a task                                             */
+    RANGE_LEAST = 64,
+    RANGE_MOST = 512, /* k's of a task                                             */
     OUT_LD = BLOCK_ROWS + V16,
     IN_VEC = STEPS * V16,             /* floats from vector to vector of transposed dy               */
     SCRATCH_IN = BLOCK_VECS * IN_VEC, /* 512 KB or 256 KB                                            */
@@ -61,8 +62,8 @@ static void pack_out(const plan *p, const task *t)
 {
     for (int64_t r = 0; r < t->rows; r += V16)
         for (int k = t->k; k < t->k_end; k += V16)
-            transpose_edge(t->out + (size_t)(k - t->k) * OUT_LD + r, OUT_LD, p->a->x + (size_t)(t->row + r) * p->a->ldx + k, p->a->ldx,
-                           t->rows - r < V16 ? (int)(t->rows - r) : V16, t->k_end - k < V16 ? t->k_end - k : V16);
+            transpose_edge(t->out + (size_t)(k - t->k) * OUT_LD + r, OUT_LD, p->a->x + (size_t)(t->row + r) * p->a->ldx + k,
+                           p->a->ldx, t->rows - r < V16 ? (int)(t->rows - r) : V16, t->k_end - k < V16 ? t->k_end - k : V16);
 }
 
 /* out -> dx: only rows and k's that exist. */
@@ -99,7 +100,8 @@ static void run_steps(const plan *p, const task *t, int n0, int steps)
             const bool fetch = vec + width >= vecs;
             run.b = t->in + (size_t)vec * IN_VEC;
             run.c = t->out + (size_t)cut * OUT_LD + (size_t)vec * V16;
-            run.next[0] = run.next[1] = fetch ? run.a + (size_t)ks * PANEL : run.b;
+            run.next[0] = fetch ? run.a + (size_t)ks * PANEL : run.b;
+            run.next[1] = run.b;
             run.next_block = fetch ? K * PANEL : V16 * V16;
             input_tile[width - 1][ks - 1](&run);
         }
@@ -117,7 +119,8 @@ static void run_tasks(void *ctx, int64_t begin, int64_t end, int worker)
         const int64_t blocks = tile_count(tile_count(rows, V16), BLOCK_VECS);
         if (block >= blocks)
             continue;
-        const int64_t row = V16 * tile_cut(tile_count(rows, V16), blocks, block), row_end = V16 * tile_cut(tile_count(rows, V16), blocks, block + 1);
+        const int64_t row = V16 * tile_cut(tile_count(rows, V16), blocks, block),
+                      row_end = V16 * tile_cut(tile_count(rows, V16), blocks, block + 1);
         task t = {.w = p->a->w[g], .row = p->a->offset[g] + row, .in = scratch, .out = scratch + SCRATCH_IN};
         t.rows = (row_end < rows ? row_end : rows) - row;
         t.k = V16 * (int)tile_cut(k_vecs, p->ranges, range), t.k_end = V16 * (int)tile_cut(k_vecs, p->ranges, range + 1);

@@ -10,11 +10,44 @@
 
 const test_shape test_shapes[] = {
     {.name = "one token", .B = 1, .S = 1, .D = 16, .F = 16, .E = 4, .K = 1, .H = 2, .Hkv = 1, .hd = 8, .V = 16, .used = 4},
-    {.name = "nothing divides", .B = 1, .S = 37, .D = 53, .F = 29, .E = 7, .K = 3, .H = 3, .Hkv = 1, .hd = 10, .V = 61, .used = 7},
-    {.name = "most experts empty", .B = 3, .S = 5, .D = 40, .F = 24, .E = 64, .K = 2, .H = 4, .Hkv = 2, .hd = 16, .V = 33, .used = 3},
+    {.name = "nothing divides",
+     .B = 1,
+     .S = 37,
+     .D = 53,
+     .F = 29,
+     .E = 7,
+     .K = 3,
+     .H = 3,
+     .Hkv = 1,
+     .hd = 10,
+     .V = 61,
+     .used = 7},
+    {.name = "most experts empty",
+     .B = 3,
+     .S = 5,
+     .D = 40,
+     .F = 24,
+     .E = 64,
+     .K = 2,
+     .H = 4,
+     .Hkv = 2,
+     .hd = 16,
+     .V = 33,
+     .used = 3},
     {.name = "K == E", .B = 2, .S = 9, .D = 33, .F = 48, .E = 4, .K = 4, .H = 4, .Hkv = 4, .hd = 6, .V = 17, .used = 4},
     {.name = "empty batch", .B = 0, .S = 4, .D = 32, .F = 16, .E = 8, .K = 2, .H = 2, .Hkv = 2, .hd = 16, .V = 32, .used = 8},
-    {.name = "past every tile", .B = 2, .S = 131, .D = 144, .F = 97, .E = 3, .K = 2, .H = 4, .Hkv = 2, .hd = 36, .V = 270, .used = 3},
+    {.name = "past every tile",
+     .B = 2,
+     .S = 131,
+     .D = 144,
+     .F = 97,
+     .E = 3,
+     .K = 2,
+     .H = 4,
+     .Hkv = 2,
+     .hd = 36,
+     .V = 270,
+     .used = 3},
     {.name = NULL},
 };
 
@@ -38,12 +71,18 @@ static float fill_value(uint64_t bits)
 {
     const float plain = (float)((int64_t)(bits >> 40) - (1 << 23)) / (float)(1 << 23);
     switch (bits & 63) {
-    case 0: return 0.0f;
-    case 1: return -0.0f;
-    case 2: return plain * 0x1p-130f; /* denormal or close to it */
-    case 3: return plain * 0x1p-20f;
-    case 4: return plain * 0x1p+10f;
-    default: return plain;
+    case 0:
+        return 0.0f;
+    case 1:
+        return -0.0f;
+    case 2:
+        return plain * 0x1p-130f; /* denormal or close to it */
+    case 3:
+        return plain * 0x1p-20f;
+    case 4:
+        return plain * 0x1p+10f;
+    default:
+        return plain;
     }
 }
 
@@ -73,8 +112,8 @@ void test_free(float *x)
     for (int i = 1; i <= GUARD; i++) {
         if (i < 13)
             cr_assert_eq(memcmp(x - i, &GUARD_WORD, sizeof *x), 0, "element -%d was written", i);
-        cr_assert_eq(memcmp(x + head.n - 1 + i, &GUARD_WORD, sizeof *x), 0, "element %zu of %zu was written", head.n - 1 + (size_t)i,
-                     head.n);
+        cr_assert_eq(memcmp(x + head.n - 1 + i, &GUARD_WORD, sizeof *x), 0, "element %zu of %zu was written",
+                     head.n - 1 + (size_t)i, head.n);
     }
     free(head.base);
 }
@@ -107,8 +146,8 @@ void test_same(const char *what, const float *got, const float *want, size_t row
             continue;
         for (size_t c = 0; c < cols; c++) {
             const float g = got[r * ld + c], w = want[r * ld + c];
-            cr_assert_eq(memcmp(&g, &w, sizeof g), 0, "%s: first difference at [%zu, %zu]: got %a (%.9g), expected %a (%.9g)", what, r, c,
-                         (double)g, (double)g, (double)w, (double)w);
+            cr_assert_eq(memcmp(&g, &w, sizeof g), 0, "%s: first difference at [%zu, %zu]: got %a (%.9g), expected %a (%.9g)",
+                         what, r, c, (double)g, (double)g, (double)w, (double)w);
         }
     }
 }

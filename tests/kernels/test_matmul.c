@@ -47,8 +47,17 @@ static void product_free(product *p)
 
 static matmul_args product_args(const product *p, float *x, float *y, float *const *dw)
 {
-    return (matmul_args){.dw = dw, .w = (const float *const *)p->w, .y = y, .x = x, .ldy = p->ldy, .ldx = p->ldx,
-                         .offset = p->offset, .G = p->G, .N = p->N, .K = p->K, .accumulate = p->accumulate};
+    return (matmul_args){.dw = dw,
+                         .w = (const float *const *)p->w,
+                         .y = y,
+                         .x = x,
+                         .ldy = p->ldy,
+                         .ldx = p->ldx,
+                         .offset = p->offset,
+                         .G = p->G,
+                         .N = p->N,
+                         .K = p->K,
+                         .accumulate = p->accumulate};
 }
 
 /* The whole array is compared, slack and rows outside the groups included: those must still hold what they held. */
@@ -126,13 +135,20 @@ Test(matmul, same_bits_on_the_awkward_shapes)
     }
 }
 
-/* Ragged groups longer than every block of the fast versions (steps 256, rows 588, k's 1024), rows before and after the groups. */
+/* Ragged groups longer than every block of the fast versions (steps 256, rows 588, k's 1024), rows before and after the groups.
+ */
 Test(matmul, same_bits_past_every_block)
 {
     static const int32_t ragged[] = {2, 2, 3, 16, 16, 45}, longer[] = {0, 1300, 1301}, one[] = {0, 1}, few[] = {1, 9};
-    const struct { const char *name; int G, N, K; const int32_t *offset; int rows; } cases[] = {
-        {"deep reduction", 5, 600, 530, ragged, 50}, {"many rows", 2, 35, 70, longer, 1310}, {"one row", 1, 130, 2100, one, 1},
-        {"wide k", 1, 20, 2100, few, 12},            {"one output", 1, 1, 300, few, 9},      {"one input", 1, 300, 1, few, 9},
+    const struct {
+        const char *name;
+        int G, N, K;
+        const int32_t *offset;
+        int rows;
+    } cases[] = {
+        {"deep reduction", 5, 600, 530, ragged, 50}, {"many rows", 2, 35, 70, longer, 1310},
+        {"one row", 1, 130, 2100, one, 1},           {"wide k", 1, 20, 2100, few, 12},
+        {"one output", 1, 1, 300, few, 9},           {"one input", 1, 300, 1, few, 9},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         product p = product_new(cases[i].name, cases[i].G, cases[i].N, cases[i].K, cases[i].offset, cases[i].rows);
@@ -175,7 +191,8 @@ static void split_rows(const moe_backend *b, moe_stream *s, const char *where, v
     test_free(dw[0]), test_free(dw[1]);
 }
 
-/* Micro-batches continue the chain: any cut of the rows gives the bits of one call, and pads stay zero even for infinite inputs. */
+/* Micro-batches continue the chain: any cut of the rows gives the bits of one call, and pads stay zero even for infinite inputs.
+ */
 Test(matmul, weight_gradient_split_by_rows_is_the_whole)
 {
     const int32_t offset[] = {0, 301};
@@ -185,8 +202,8 @@ Test(matmul, weight_gradient_split_by_rows_is_the_whole)
     product_free(&p);
 }
 
-/* |fl(chain) - exact| <= n u / (1 - n u) * sum of |terms|, u = 2^-24 (Higham, Accuracy and Stability, 3.1, with one rounding a term),
- * plus what flush-to-zero drops: one FLT_MIN a term and one for each denormal input times at most 2^10. */
+/* |fl(chain) - exact| <= n u / (1 - n u) * sum of |terms|, u = 2^-24 (Higham, Accuracy and Stability, 3.1, with one rounding a
+ * term), plus what flush-to-zero drops: one FLT_MIN a term and one for each denormal input times at most 2^10. */
 static void check_bound(const char *what, float got, double exact, double sum_abs, int terms)
 {
     const double nu = terms * 0x1p-24, bound = nu / (1 - nu) * sum_abs + terms * (1 + 0x1p10) * FLT_MIN;
@@ -233,14 +250,16 @@ Test(matmul, panels_round_trip)
 {
     for (const test_shape *s = test_shapes; s->name != NULL; s++) {
         const size_t N = (size_t)s->F, K = (size_t)s->D;
-        float *row = test_new_filled(N * K, 1), *panels = test_new(panel_floats(s->F, s->D), true), *back = test_new(N * K, false);
+        float *row = test_new_filled(N * K, 1), *panels = test_new(panel_floats(s->F, s->D), true),
+              *back = test_new(N * K, false);
         panel_pack(panels, row, s->F, s->D);
         panel_unpack(back, panels, 0, s->F, s->D);
         test_same("pack, unpack", back, row, N, K, K);
         for (size_t n = 0; n < (size_t)panel_pad(s->F); n++)
             for (size_t k = 0; k < K; k++) {
                 const float want = n < N ? row[n * K + k] : 0.0f;
-                cr_assert_eq(memcmp(&panels[panel_index((int64_t)n, (int64_t)k, s->D)], &want, 4), 0, "%s: panel [%zu, %zu]", s->name, n, k);
+                cr_assert_eq(memcmp(&panels[panel_index((int64_t)n, (int64_t)k, s->D)], &want, 4), 0, "%s: panel [%zu, %zu]",
+                             s->name, n, k);
             }
         panel_unpack(back, panels, s->F - 1, 1, s->D);
         test_same("unpack of the last row", back, row + (N - 1) * K, 1, K, K);
