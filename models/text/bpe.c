@@ -126,7 +126,7 @@ static moe_err grow_pieces(bpe *b, int32_t id, size_t n)
         b->pieces = pieces;
         b->capacity = capacity;
     }
-    if (n > b->text_capacity - b->text_n) {
+    if (!b->text || n > b->text_capacity - b->text_n) {
         const size_t capacity = (b->text_n + n) * 2 + 65536;
         char *text = realloc(b->text, capacity);
         if (!text)

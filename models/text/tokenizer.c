@@ -103,8 +103,8 @@ static int32_t id_of(const tokenizer *t, const char *text)
 static moe_err find_eos(tokenizer *t)
 {
     static const char *const known[] = {"<|endoftext|>", "<|end_of_text|>",
-                                        "<\xEF\xBD\x9C"
-                                        "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>",
+                                        ("<\xEF\xBD\x9C"
+                                         "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>"),
                                         "</s>", "<eos>"};
     char *path = join(t->dir, "tokenizer_config.json"), *eos = NULL;
     const char *text = NULL;

@@ -130,6 +130,9 @@ static moe_err find_sections(json_reader *r, sections *s)
     }
 }
 
+/* A vocabulary without large holes has fewer ids than its file has bytes: a short hostile file cannot ask for a large table. */
+static int64_t highest_id(const json_reader *r) { return r->bytes < BPE_MAX_IDS ? (int64_t)r->bytes : BPE_MAX_IDS - 1; }
+
 static moe_err read_vocab(json_reader r, bpe *model, text_buffer *b)
 {
     TRY(json_expect(&r, JSON_OBJECT));
@@ -139,7 +142,7 @@ static moe_err read_vocab(json_reader r, bpe *model, text_buffer *b)
             return MOE_OK;
         TRY(tokenizer_decode(&r, b));
         int64_t id;
-        TRY(json_get_int(&r, 0, BPE_MAX_IDS - 1, &id));
+        TRY(json_get_int(&r, 0, highest_id(&r), &id));
         const bool plain = b->n > 0 && letters_to_bytes(b->data, &b->n);
         if (bpe_add_piece(model, (int32_t)id, b->data, b->n, plain) != MOE_OK)
             return tokenizer_locate(&r);
@@ -223,7 +226,7 @@ static moe_err read_added_token(json_reader *r, tokenizer_parts *p, text_buffer 
         bool hit = false;
         if (json_is(r, "id")) {
             int64_t id;
-            TRY(json_get_int(r, 0, BPE_MAX_IDS - 1, &id));
+            TRY(json_get_int(r, 0, highest_id(r), &id));
             t.id = (int32_t)id;
             continue;
         }

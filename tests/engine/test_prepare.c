@@ -4,10 +4,12 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <zstd.h>
@@ -445,6 +447,25 @@ Test(prepare, a_second_one_is_refused)
     expect_fail("bytes", 0.1, file, MOE_E_TEMP, "another prepare is writing there");
     close(fd);
     prepare_ok("bytes", 0.1, 1, &file);
+}
+
+Test(prepare, a_full_disk_leaves_nothing)
+{
+    char *text = make_text(2 << 20, 4);
+    const char *file = write_file("a.txt", text, strlen(text));
+    static const rlim_t limits[] = {0, 1 << 20, 4190000};
+    signal(SIGXFSZ, SIG_IGN); /* a write past the limit fails as on a full disk; each test is a process of its own */
+    for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
+        const struct rlimit limit = {limits[i], RLIM_INFINITY};
+        cr_assert_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+        const moe_err rc = prepare("bytes", 0.01, 1, &file);
+        const struct rlimit none = {RLIM_INFINITY, RLIM_INFINITY};
+        cr_assert_eq(setrlimit(RLIMIT_FSIZE, &none), 0);
+        cr_assert_eq(rc, i < 2 ? MOE_E_IO : MOE_OK, "limit %lld: %d %s", (long long)limits[i], rc, moe_error_text());
+        cr_assert(i == 2 || strstr(moe_error_text(), "train.bin.tmp: cannot write"), "%s", moe_error_text());
+        cr_assert_eq(access(in_dir("out"), F_OK) == 0, i == 2);
+    }
+    free(text);
 }
 
 Test(prepare, out_that_cannot_be_made)
