@@ -19,6 +19,8 @@ typedef struct balance_config {
     int64_t set_tokens;  /* tokens of one set: micro-batch, sequence or step               */
     int64_t step_tokens; /* of the whole step                                              */
     int layers, E, K;    /* MoE layers                                                     */
+    int32_t capacity;    /* rows an expert takes of each capacity_tokens tokens; 0: all    */
+    int64_t capacity_tokens;
 } balance_config;
 
 typedef struct balance {
@@ -26,10 +28,11 @@ typedef struct balance {
     int64_t sets;        /* step_tokens / set_tokens                                       */
     int64_t *counts;     /* [sets, layers, E] routed rows                                  */
     double *prob_sum;    /* [sets, layers, E]                                              */
-    double z_sum;        /* over tokens and layers, in order                               */
+    double *z_sum;       /* [layers] over the tokens in order, however they were grouped   */
     float *dprobs;       /* [E] filled by balance_dprobs                                   */
 } balance;
 
+size_t balance_bytes(balance_config c); /* that balance_open will allocate */
 moe_err balance_open(balance *b, balance_config c) MOE_MUST_CHECK;
 void balance_close(balance *b);
 void balance_begin_step(balance *b);

@@ -147,6 +147,8 @@ moe_err moe_backward(moe_layers *m, int layer, router_weights w, const moe_backw
     tier_enter(m->tier, (tier_phase){layer, true});
     routing r;
     TRY(take_routing(m, layer, args->T, &r));
+    if (m->balance->c.capacity > 0) /* a dropped choice has no row that would set it */
+        memset(m->dweights, 0, (size_t)args->T * (size_t)m->K * sizeof *m->dweights);
     TRY(experts_backward(m, layer, &r, args));
     const double t1 = moe_seconds();
     m->times.experts += t1 - t0 - (m->times.update - update0);

@@ -3,59 +3,52 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/base/carve.h"
 #include "engine/base/clock.h"
 #include "memory/budget.h"
-
-/* Takes `bytes` from a block, 64-byte aligned; base NULL only measures. */
-static void *carve(char *base, size_t *used, size_t bytes)
-{
-    void *p = base == NULL ? NULL : base + *used;
-    *used += (bytes + 63) & ~(size_t)63;
-    return p;
-}
 
 size_t routing_layout(routing *r, char *base, int64_t T, int E, int K)
 {
     const size_t t = (size_t)T, N = t * (size_t)K;
-    size_t used = 0;
-    r->probs = carve(base, &used, t * (size_t)E * sizeof *r->probs);
-    r->lse = carve(base, &used, t * sizeof *r->lse);
-    r->weights = carve(base, &used, N * sizeof *r->weights);
-    r->ids = carve(base, &used, N * sizeof *r->ids);
-    r->row_of = carve(base, &used, N * sizeof *r->row_of);
-    r->row_token = carve(base, &used, N * sizeof *r->row_token);
-    r->row_slot = carve(base, &used, N * sizeof *r->row_slot);
-    r->offset = carve(base, &used, ((size_t)E + 1) * sizeof *r->offset);
-    return used;
+    carve c = {base, 0};
+    r->probs = carve_bytes(&c, t * (size_t)E * sizeof *r->probs);
+    r->lse = carve_bytes(&c, t * sizeof *r->lse);
+    r->weights = carve_bytes(&c, N * sizeof *r->weights);
+    r->ids = carve_bytes(&c, N * sizeof *r->ids);
+    r->row_of = carve_bytes(&c, N * sizeof *r->row_of);
+    r->row_token = carve_bytes(&c, N * sizeof *r->row_token);
+    r->row_slot = carve_bytes(&c, N * sizeof *r->row_slot);
+    r->offset = carve_bytes(&c, ((size_t)E + 1) * sizeof *r->offset);
+    return c.used;
 }
 
 /* Scratch shared by all layers: the same lines measure (base NULL) and point. */
 static size_t layers_layout(moe_layers *m, char *base)
 {
     const size_t T = (size_t)m->max_tokens, D = (size_t)m->D, C = (size_t)m->chunk, Fp = (size_t)m->Fp, E = (size_t)m->E;
-    size_t used = 0;
-    m->rows = carve(base, &used, T * (size_t)m->K * D * sizeof *m->rows);
+    carve c = {base, 0};
+    m->rows = carve_bytes(&c, T * (size_t)m->K * D * sizeof *m->rows);
     routing r;
-    m->routing = carve(base, &used, routing_layout(&r, NULL, m->max_tokens, m->E, m->K));
-    m->logits = carve(base, &used, T * (size_t)panel_pad(m->E) * sizeof *m->logits);
-    m->dweights = carve(base, &used, T * (size_t)m->K * sizeof *m->dweights);
-    m->xg = carve(base, &used, C * D * sizeof *m->xg);
-    m->og = carve(base, &used, C * D * sizeof *m->og);
-    m->h = carve(base, &used, C * Fp * sizeof *m->h);
-    m->a = carve(base, &used, C * 2 * Fp * sizeof *m->a);
-    m->weight_rows = carve(base, &used, C * sizeof *m->weight_rows);
-    m->dweight_rows = carve(base, &used, C * sizeof *m->dweight_rows);
-    m->wanted = carve(base, &used, E * sizeof *m->wanted);
-    m->touch = carve(base, &used, E * sizeof *m->touch);
-    m->grad_squares = carve(base, &used, (size_t)m->layers * E * sizeof *m->grad_squares);
-    m->pass = carve(base, &used, (size_t)m->layers * sizeof *m->pass);
+    m->routing = carve_bytes(&c, routing_layout(&r, NULL, m->max_tokens, m->E, m->K));
+    m->logits = carve_bytes(&c, T * (size_t)panel_pad(m->E) * sizeof *m->logits);
+    m->dweights = carve_bytes(&c, T * (size_t)m->K * sizeof *m->dweights);
+    m->xg = carve_bytes(&c, C * D * sizeof *m->xg);
+    m->og = carve_bytes(&c, C * D * sizeof *m->og);
+    m->h = carve_bytes(&c, C * Fp * sizeof *m->h);
+    m->a = carve_bytes(&c, C * 2 * Fp * sizeof *m->a);
+    m->weight_rows = carve_bytes(&c, C * sizeof *m->weight_rows);
+    m->dweight_rows = carve_bytes(&c, C * sizeof *m->dweight_rows);
+    m->wanted = carve_bytes(&c, E * sizeof *m->wanted);
+    m->touch = carve_bytes(&c, E * sizeof *m->touch);
+    m->grad_squares = carve_bytes(&c, (size_t)m->layers * E * sizeof *m->grad_squares);
+    m->pass = carve_bytes(&c, (size_t)m->layers * sizeof *m->pass);
     for (int l = 0; l < m->layers; l++) {
-        stash_id *first = carve(base, &used, E * sizeof *first);
-        int32_t *order = carve(base, &used, E * sizeof *order);
+        stash_id *first = carve_bytes(&c, E * sizeof *first);
+        int32_t *order = carve_bytes(&c, E * sizeof *order);
         if (base != NULL)
             m->pass[l] = (moe_pass){.routing = -1, .first = first, .order = order};
     }
-    return used;
+    return c.used;
 }
 
 static void layers_dims(moe_layers *m, const moe_config *c)
@@ -63,6 +56,7 @@ static void layers_dims(moe_layers *m, const moe_config *c)
     const model_spec *s = c->spec;
     *m = (moe_layers){
         .be = c->be, .stream = c->stream, .tier = c->tier, .stash = c->stash, .log = c->log, .balance = c->balance,
+        .stop = c->stop,
         .D = s->D, .F = s->F, .Fp = (int)panel_pad(s->F), .E = s->E, .K = s->K, .layers = spec_moe_layers(s), .rule = s->router,
         .max_tokens = c->max_tokens, .chunk = c->chunk < c->max_tokens ? c->chunk : c->max_tokens,
     };
@@ -133,8 +127,9 @@ moe_err moe_next_section(moe_layers *m, section_id *wanted, int *n, bool backwar
 }
 
 /* One real gradient step when it is pending, then the zero-gradient steps that a dense optimizer would have made since. */
-moe_err moe_apply_pending(moe_layers *m, tier_lease *l)
+moe_err moe_apply_pending(moe_layers *m, tier_lease *l, tier_change *owed)
 {
+    *owed = (tier_change){0};
     const double t0 = moe_seconds();
     const record r = tier_record(m->tier, l->section);
     uint64_t n = 0;
@@ -154,6 +149,7 @@ moe_err moe_apply_pending(moe_layers *m, tier_lease *l)
     if (l->parts & TIER_G)
         tier_release(m->tier, l, TIER_G, (tier_change){.drop = TIER_G});
     tier_release(m->tier, l, TIER_M | TIER_V, (tier_change){.dirty = TIER_M | TIER_V, .step = now});
+    *owed = (tier_change){.dirty = TIER_W, .step = now};
     m->times.update += moe_seconds() - t0;
     return MOE_OK;
 }
@@ -184,7 +180,7 @@ static moe_err count_routing(moe_layers *m, int layer, const routing *r, int64_t
         t += n;
     }
     for (int64_t t = 0; t < T; t++)
-        b->z_sum += (double)r->lse[t] * (double)r->lse[t];
+        b->z_sum[layer] += (double)r->lse[t] * (double)r->lse[t];
     return MOE_OK;
 }
 
@@ -199,7 +195,8 @@ static moe_err route(moe_layers *m, int layer, router_weights w, const float *xn
     TRY(m->be->router_forward(&ra, m->stream));
     const dispatch_args da = {
         .ids = r->ids, .offset = r->offset, .row_token = r->row_token, .row_slot = r->row_slot, .row_of = r->row_of,
-        .T = T, .E = m->E, .K = m->K,
+        .T = T, .E = m->E, .K = m->K, .capacity = m->balance != NULL ? m->balance->c.capacity : 0,
+        .set_tokens = m->balance != NULL ? m->balance->c.capacity_tokens : 0,
     };
     TRY(m->be->dispatch(&da, m->stream));
     return m->balance != NULL ? count_routing(m, layer, r, T, first_token) : MOE_OK;
@@ -258,20 +255,17 @@ static moe_err experts_forward(moe_layers *m, int layer, const routing *r, const
     pass->norder = 0;
     while (n > 0) {
         tier_lease l;
-        moe_err rc;
+        tier_change change = {0};
+        moe_err rc = MOE_OK;
         TRY(moe_next_section(m, m->wanted, &n, false, 0, &l));
-        const bool stale = (l.parts & TIER_M) != 0;
-        if (stale)
-            TRY_GOTO(moe_apply_pending(m, &l), rc, fail);
         const int e = l.section % m->E;
-        TRY_GOTO(expert_forward(m, pass, l.part[STORE_W], r, e, xn, keep), rc, fail);
+        if ((l.parts & TIER_M) != 0)
+            rc = moe_apply_pending(m, &l, &change);
+        if (rc == MOE_OK)
+            rc = expert_forward(m, pass, l.part[STORE_W], r, e, xn, keep);
+        tier_release(m->tier, &l, TIER_ALL, change);
+        TRY(rc);
         pass->order[pass->norder++] = e;
-        const adamw_step *last = stale ? &m->log->step[m->log->n - 1] : NULL;
-        tier_release(m->tier, &l, TIER_ALL, stale ? (tier_change){.dirty = TIER_W, .step = last->step} : (tier_change){0});
-        continue;
-    fail:
-        tier_release(m->tier, &l, TIER_ALL, (tier_change){0});
-        return rc;
     }
     return MOE_OK;
 }

@@ -63,6 +63,8 @@ const knob config_knobs[] = {
      .help = "weight of the router z-loss"},
     {.name = "balance.bias_update_rate", .kind = KNOB_NUMBER, .offset = AT(bias_update_rate), .fallback = "0.0", .min = 0,
      .max = 1e3, .help = "step of the router's correction bias (balancing without a loss); needs a model with that bias"},
+    {.name = "balance.capacity_factor", .kind = KNOB_NUMBER, .offset = AT(capacity_factor), .fallback = "0.0", .min = 0, .max = 1e6,
+     .help = "training only: an expert takes at most this factor times the mean rows of each micro-batch and drops the rest; 0 drops nothing"},
     {.name = "balance.scope", .kind = KNOB_CHOICE, .offset = AT(scope), .fallback = "micro", .choices = "micro|sequence|global",
      .help = "tokens over which the load is averaged: a micro-batch (as transformers), one sequence, the whole step"},
     {.name = "balance.per_layer", .kind = KNOB_BOOL, .offset = AT(per_layer), .fallback = "false",

@@ -33,6 +33,7 @@ typedef struct train_config {
     update_mode update;           /* optimizer.update: auto | deferred | speculative         */
 
     double aux_coef, z_coef, bias_update_rate; /* balance.aux_loss_coef, z_loss_coef, bias_update_rate */
+    double capacity_factor;       /* balance.capacity_factor; 0: dropless                    */
     balance_scope scope;          /* balance.scope                                           */
     bool per_layer;               /* balance.per_layer                                       */
 

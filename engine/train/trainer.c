@@ -43,7 +43,7 @@ static moe_err open_machine(trainer *t)
     TRY(moe_backend_find(&t->be, c->backend));
     TRY(moe_pool_open(&t->pool, t->plan.threads, KERNEL_SCRATCH_BYTES));
     t->stream.pool = t->pool;
-    return io_open(&t->io, c->io, t->io_note);
+    return t->borrowed_io ? MOE_OK : io_open(&t->io, c->io, t->io_note);
 }
 
 /* The echo of the configuration travels in the checkpoint; on resume it must agree. */
@@ -135,11 +135,16 @@ static moe_err open_tiers(trainer *t, const manifest *latest)
 static moe_err open_balance(trainer *t)
 {
     const train_config *c = t->config;
-    const balance_config b = {
+    balance_config b = {
         .aux_coef = c->aux_coef, .z_coef = c->z_coef, .per_layer = c->per_layer, .step_tokens = c->tokens_per_step, .layers = t->plan.layers,
         .E = c->model.E, .K = c->model.K,
         .set_tokens = c->scope == BALANCE_MICRO ? c->micro_batch_tokens : c->scope == BALANCE_SEQUENCE ? c->seq_len : c->tokens_per_step,
     };
+    if (c->capacity_factor > 0) {
+        const double rows = c->capacity_factor * (double)c->micro_batch_tokens * c->model.K / c->model.E;
+        b.capacity = rows < 1 ? 1 : rows < (double)c->micro_batch_tokens ? (int32_t)ceil(rows) : (int32_t)c->micro_batch_tokens;
+        b.capacity_tokens = c->micro_batch_tokens;
+    }
     return balance_open(&t->balance, b);
 }
 
@@ -160,11 +165,9 @@ static moe_err open_decoder(trainer *t)
     const decoder_config d = {
         .be = t->be, .stream = &t->stream, .spec = &t->config->model, .dense = &t->dense, .tier = t->tier, .stash = t->stash, .log = &t->log,
         .balance = t->mode == TRAINER_RUN ? &t->balance : NULL, .seq_len = t->config->seq_len, .max_tokens = t->plan.group_tokens,
-        .piece_tokens = t->plan.piece_tokens, .expert_rows = t->plan.expert_rows,
+        .piece_tokens = t->plan.piece_tokens, .expert_rows = t->plan.expert_rows, .stop = t->stop,
     };
-    TRY(decoder_open(&t->decoder, &d));
-    t->decoder.moe.stop = t->stop;
-    return MOE_OK;
+    return decoder_open(&t->decoder, &d);
 }
 
 static moe_err open_data(trainer *t)
@@ -188,15 +191,15 @@ static moe_err open_data(trainer *t)
     return MOE_OK;
 }
 
-moe_err trainer_open(trainer *t, const train_config *c, run_folder *folder, trainer_mode mode, bool fresh, volatile int *stop)
+moe_err trainer_open(trainer *t, const train_config *c, run_folder *folder, trainer_options o)
 {
-    *t = (trainer){.config = c, .mode = mode, .folder = folder, .stop = stop};
+    *t = (trainer){.config = c, .mode = o.mode, .folder = folder, .stop = o.stop, .io = o.io, .borrowed_io = o.io != NULL};
     const manifest *latest = NULL;
     moe_err rc;
-    TRY_GOTO(train_plan_make(&t->plan, c, mode == TRAINER_RUN), rc, fail);
+    TRY_GOTO(train_plan_make(&t->plan, c, o.mode == TRAINER_RUN), rc, fail);
     budget_set_limit(t->plan.limit);
     TRY_GOTO(open_machine(t), rc, fail);
-    TRY_GOTO(open_checkpoint(t, fresh, &latest), rc, fail);
+    TRY_GOTO(open_checkpoint(t, o.fresh, &latest), rc, fail);
     if (c->model_from != NULL)
         TRY_GOTO(hf_reader_open(&t->from, c->model_from, &c->model), rc, fail);
     TRY_GOTO(open_data(t), rc, fail);
@@ -219,7 +222,7 @@ void trainer_close(trainer *t)
     tier_close(t->tier);
     store_close(t->store);
     checkpoint_close(t->checkpoint);
-    if (t->io != NULL)
+    if (!t->borrowed_io)
         io_close(t->io);
     dense_close(&t->dense);
     balance_close(&t->balance);

@@ -39,6 +39,36 @@ static void count_blocks(void *ctx, int64_t begin, int64_t end, int worker)
     }
 }
 
+/* With a capacity: one walk over the ids on the calling thread, first to count what is kept, then to place it. seen: [E] rows of the set. */
+static void place_with_capacity(const dispatch_args *a, int32_t *next, int32_t *seen)
+{
+    for (int place = 0; place < 2; place++) {
+        for (int64_t t = 0; t < a->T; t++) {
+            if (t % a->set_tokens == 0)
+                memset(seen, 0, (size_t)a->E * sizeof *seen);
+            for (int64_t i = t * a->K; i < (t + 1) * a->K; i++) {
+                const int32_t e = a->ids[i];
+                const int32_t row = seen[e]++ < a->capacity ? next[e]++ : -1;
+                if (!place)
+                    continue;
+                a->row_of[i] = row;
+                if (row < 0)
+                    continue;
+                a->row_token[row] = (int32_t)t;
+                a->row_slot[row] = (int32_t)i;
+            }
+        }
+        int32_t row = 0;
+        for (int e = 0; e < a->E && !place; e++) { /* counts become first rows */
+            const int32_t count = next[e];
+            a->offset[e] = next[e] = row;
+            row += count;
+        }
+        if (!place)
+            a->offset[a->E] = row;
+    }
+}
+
 static void place_blocks(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const sort_work *k = ctx;
@@ -70,6 +100,13 @@ moe_err ISA(dispatch)(const dispatch_args *a, moe_stream *s)
     moe_pool_for(s->pool, blocks, 1, count_blocks, &k);
     if (k.wrong != 0)
         return dispatch_ref(a, s); /* it names the first one */
+    if (a->capacity > 0 && room >= 2) {
+        memset(k.count, 0, 2 * (size_t)a->E * sizeof *k.count);
+        place_with_capacity(a, k.count, k.count + a->E);
+        return MOE_OK;
+    }
+    if (a->capacity > 0)
+        return dispatch_ref(a, s);
     int32_t row = 0;
     for (int e = 0; e < a->E; e++) {
         a->offset[e] = row;
@@ -107,6 +144,8 @@ SIMD void combine_block(const combine_args *a, size_t t, size_t d, int vectors, 
     for (int j = 0; j < vectors; j++)
         sum[j] = v16_zero();
     for (size_t slot = t * (size_t)a->K; slot < (t + 1) * (size_t)a->K; slot++) {
+        if (a->row_of[slot] < 0)
+            continue;
         const float *row = a->rows + (size_t)a->row_of[slot] * D + d;
         const v16 weight = v16_set1(a->weight != NULL ? a->weight[slot] : 1.0f);
         for (int j = 0; j < vectors; j++)

@@ -165,3 +165,16 @@ Test(bitwise, resume)
     resume_at(3, NULL, (const char *[]){least, NULL});
     resume_at(2, (const char *[]){least, "checkpoint.keep=1", NULL}, (const char *[]){least, "checkpoint.keep=2", NULL});
 }
+
+/* Capacity is counted in micro-batches: groups, memory and processors change nothing, the micro-batch does. */
+Test(bitwise, capacity)
+{
+    char host[64];
+    const char *capacity = "balance.capacity_factor=0.75";
+    const outcome dropless = train("dropless", "", NULL, false);
+    expected = train("capacity", "", (const char *[]){capacity, NULL}, true);
+    have_expected = true;
+    cr_assert(expected.hash != dropless.hash, "a capacity of 0.75 dropped nothing");
+    same("capacity_least", "", (const char *[]){capacity, least_memory(host, sizeof host, (const char *[]){capacity, NULL}), NULL});
+    same("capacity_ref", "", (const char *[]){capacity, "run.kernels=ref", "run.threads=1", NULL});
+}

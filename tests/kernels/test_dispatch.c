@@ -89,6 +89,61 @@ static void permutation(const moe_backend *b, moe_stream *s, const char *where, 
 
 Test(dispatch, permutation) { test_each_backend(permutation, NULL); }
 
+/* With a capacity: the first rows of each set in token order, against plain counting. */
+static void capacity(const moe_backend *b, moe_stream *s, const char *where, void *ctx)
+{
+    static const struct {
+        int64_t T, set;
+        int E, K;
+        int32_t capacity;
+    } cases[] = {{40, 8, 5, 2, 2}, {33, 16, 3, 3, 7}, {20000, 512, 16, 4, 100}, {7, 7, 4, 1, 1}, {12, 4, 2, 1, 100}};
+    (void)ctx;
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        routing r = routing_new(cases[c].T, cases[c].E, cases[c].K);
+        for (int64_t t = 0; t < r.T; t++)
+            for (int k = 0; k < r.K; k++)
+                r.ids[t * r.K + k] = (int32_t)((test_bits(6, (uint64_t)t) % 3 + (uint64_t)k) % (uint64_t)r.E);
+        cr_assert_eq(b->dispatch(&(dispatch_args){.ids = r.ids, .offset = r.offset, .row_token = r.row_token, .row_slot = r.row_slot,
+                                                  .row_of = r.row_of, .T = r.T, .E = r.E, .K = r.K, .capacity = cases[c].capacity,
+                                                  .set_tokens = cases[c].set}, s), MOE_OK);
+        int32_t row = 0;
+        for (int e = 0; e < r.E; e++) {
+            cr_assert_eq(r.offset[e], row, "%s: case %zu, expert %d begins at %d", where, c, e, r.offset[e]);
+            for (int64_t t = 0, taken = 0; t < r.T; t++) {
+                taken = t % cases[c].set == 0 ? 0 : taken;
+                for (int k = 0; k < r.K; k++) {
+                    const int64_t slot = t * r.K + k;
+                    if (r.ids[slot] != e)
+                        continue;
+                    const bool kept = taken++ < cases[c].capacity;
+                    cr_assert_eq(r.row_of[slot], kept ? row : -1, "%s: case %zu, token %lld, choice %d", where, c, (long long)t, k);
+                    if (kept) {
+                        cr_assert(r.row_token[row] == t && r.row_slot[row] == slot, "%s: case %zu, row %d", where, c, row);
+                        row++;
+                    }
+                }
+            }
+        }
+        cr_assert_eq(r.offset[r.E], row);
+        routing_free(&r);
+    }
+}
+
+Test(dispatch, capacity_drops_what_comes_too_late) { test_each_backend(capacity, NULL); }
+
+static void dropped(const moe_backend *b, moe_stream *s, const char *where, void *ctx)
+{
+    const float rows[2 * 3] = {1, 2, 3, 10, 20, 30}, weight[4] = {0.5f, 2, 4, 8};
+    const int32_t row_of[4] = {1, -1, -1, 0};
+    float out[2 * 3];
+    (void)ctx;
+    cr_assert_eq(b->combine(&(combine_args){.out = out, .rows = rows, .row_of = row_of, .weight = weight, .T = 2, .K = 2, .D = 3}, s), MOE_OK);
+    const float want[2 * 3] = {5, 10, 15, 8, 16, 24};
+    test_same_bytes(where, out, want, sizeof want);
+}
+
+Test(dispatch, combine_leaves_dropped_choices_out) { test_each_backend(dropped, NULL); }
+
 /* The first wrong id is named, the same on every backend, and nothing is written. */
 static void wrong_id(const moe_backend *b, moe_stream *s, const char *where, void *ctx)
 {
