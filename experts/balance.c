@@ -3,15 +3,25 @@
 #include <stdlib.h>
 #include <string.h>
 
+static size_t entries(const balance_config *c)
+{
+    return (size_t)(c->step_tokens / c->set_tokens) * (size_t)c->layers * (size_t)c->E;
+}
+
+size_t balance_bytes(balance_config c)
+{
+    return entries(&c) * (sizeof(int64_t) + sizeof(double)) + (size_t)c.layers * sizeof(double) + (size_t)c.E * sizeof(float);
+}
+
 moe_err balance_open(balance *b, balance_config c)
 {
-    *b = (balance){.c = c};
-    b->sets = c.step_tokens / c.set_tokens;
-    const size_t n = (size_t)b->sets * (size_t)c.layers * (size_t)c.E;
+    *b = (balance){.c = c, .sets = c.step_tokens / c.set_tokens};
+    const size_t n = entries(&c);
     b->counts = calloc(n ? n : 1, sizeof *b->counts);
     b->prob_sum = calloc(n ? n : 1, sizeof *b->prob_sum);
+    b->z_sum = calloc((size_t)c.layers + 1, sizeof *b->z_sum);
     b->dprobs = calloc((size_t)c.E + 1, sizeof *b->dprobs);
-    if (b->counts == NULL || b->prob_sum == NULL || b->dprobs == NULL) {
+    if (b->counts == NULL || b->prob_sum == NULL || b->z_sum == NULL || b->dprobs == NULL) {
         balance_close(b);
         return moe_fail(MOE_E_OS, "balance statistics: out of memory for %lld sets", (long long)b->sets);
     }
@@ -22,16 +32,17 @@ void balance_close(balance *b)
 {
     free(b->counts);
     free(b->prob_sum);
+    free(b->z_sum);
     free(b->dprobs);
     *b = (balance){0};
 }
 
 void balance_begin_step(balance *b)
 {
-    const size_t n = (size_t)b->sets * (size_t)b->c.layers * (size_t)b->c.E;
+    const size_t n = entries(&b->c);
     memset(b->counts, 0, n * sizeof *b->counts);
     memset(b->prob_sum, 0, n * sizeof *b->prob_sum);
-    b->z_sum = 0;
+    memset(b->z_sum, 0, (size_t)b->c.layers * sizeof *b->z_sum);
 }
 
 static size_t at(const balance *b, int64_t set, int layer)
@@ -81,7 +92,10 @@ double balance_aux(const balance *b)
 
 double balance_z(const balance *b)
 {
-    return b->c.layers == 0 ? 0 : b->z_sum / ((double)b->c.step_tokens * b->c.layers);
+    double sum = 0;
+    for (int l = 0; l < b->c.layers; l++)
+        sum += b->z_sum[l];
+    return b->c.layers == 0 ? 0 : sum / ((double)b->c.step_tokens * b->c.layers);
 }
 
 const float *balance_dprobs(balance *b, int64_t set, int layer)

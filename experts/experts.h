@@ -18,7 +18,7 @@ typedef struct moe_times {
     double router, experts, update; /* seconds */
 } moe_times;
 
-/* What the MoE layers of a model share. Everything is set once by moe_open but the pointers of the pass. */
+/* What the MoE layers of a model share. Everything is set once by moe_layers_open; evaluation takes `balance` away for a while. */
 typedef struct moe_layers {
     const moe_backend *be;
     moe_stream *stream;
@@ -58,6 +58,7 @@ typedef struct moe_config {
     stash *stash;
     const step_log *log;
     balance *balance;
+    const volatile int *stop;
     int64_t max_tokens, chunk;
 } moe_config;
 
@@ -91,8 +92,9 @@ moe_err moe_backward(moe_layers *m, int layer, router_weights w, const moe_backw
 /* The pass is abandoned: forgets what forward left (the stash is reset by the caller). */
 void moe_abandon(moe_layers *m);
 
-/* Applies everything that is pending on one section, up to the last step of the log. l holds W, M, V, and G when a gradient is pending. */
-moe_err moe_apply_pending(moe_layers *m, tier_lease *l) MOE_MUST_CHECK;
+/* Applies everything that is pending on one section, up to the last step of the log. l holds W, M, V, and G when a gradient is pending;
+ * all but W is released. *owed: the change that W must be released with, whatever happens in between (nothing on an error). */
+moe_err moe_apply_pending(moe_layers *m, tier_lease *l, tier_change *owed) MOE_MUST_CHECK;
 /* The parts a section needs before it can be used in forward. */
 unsigned moe_forward_parts(const moe_layers *m, section_id s);
 

@@ -1,29 +1,23 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/base/carve.h"
 #include "engine/base/clock.h"
 #include "engine/decoder/decoder_private.h"
 #include "memory/budget.h"
 
 enum { LOGITS_BYTES = 16 << 20 }; /* of one chunk of logits; changes no bit */
 
-static void *carve(char *base, size_t *used, size_t bytes)
-{
-    void *p = base == NULL ? NULL : base + *used;
-    *used += (bytes + 63) & ~(size_t)63;
-    return p;
-}
-
 size_t piece_block_layout(piece_block *b, char *base, const decoder *d, int64_t n)
 {
     const model_spec *s = d->c.spec;
     const size_t T = (size_t)n;
-    size_t used = 0;
-    b->x_in = carve(base, &used, T * (size_t)s->D * sizeof(float));
-    b->qkv = carve(base, &used, T * (size_t)d->QKV * sizeof(float));
-    b->o = carve(base, &used, T * (size_t)(s->H * s->hd) * sizeof(float));
-    b->lse = carve(base, &used, T * (size_t)s->H * sizeof(float));
-    return used;
+    carve c = {base, 0};
+    b->x_in = carve_bytes(&c, T * (size_t)s->D * sizeof(float));
+    b->qkv = carve_bytes(&c, T * (size_t)d->QKV * sizeof(float));
+    b->o = carve_bytes(&c, T * (size_t)s->H * (size_t)s->hd * sizeof(float));
+    b->lse = carve_bytes(&c, T * (size_t)s->H * sizeof(float));
+    return c.used;
 }
 
 static int widest_ffn(const model_spec *s)
@@ -53,36 +47,36 @@ static size_t decoder_layout(decoder *d, char *base)
 {
     const model_spec *s = d->c.spec;
     const size_t T = (size_t)d->c.max_tokens, P = (size_t)d->c.piece_tokens, D = (size_t)s->D, f = sizeof(float);
-    const size_t ffn = (size_t)widest_ffn(s), O = (size_t)(s->H * s->hd);
+    const size_t ffn = (size_t)widest_ffn(s), O = (size_t)s->H * (size_t)s->hd;
     const size_t wide = ffn > O ? (ffn > D ? ffn : D) : (O > D ? O : D);
     const size_t blocks = (size_t)s->L * (size_t)d->pieces * sizeof(stash_id);
-    size_t used = 0;
-    d->x = carve(base, &used, T * D * f);
-    d->xn = carve(base, &used, T * D * f);
-    d->dx = d->c.stash != NULL ? carve(base, &used, T * D * f) : NULL;
-    d->mid = d->c.stash != NULL ? carve(base, &used, T * D * f) : NULL;
-    d->qkv = carve(base, &used, P * (size_t)d->QKV * f);
-    d->raw = carve(base, &used, P * (size_t)d->QKV * f);
-    d->wide = carve(base, &used, P * wide * f);
-    d->wide2 = carve(base, &used, P * wide * f);
-    d->a = carve(base, &used, P * 2 * ffn * f);
-    d->inv = carve(base, &used, (T > P * (size_t)s->H ? T : P * (size_t)s->H) * f);
-    d->lse = carve(base, &used, P * (size_t)s->H * f);
-    d->logits = carve(base, &used, (size_t)d->head_chunk * (size_t)panel_pad(s->V) * f);
-    d->token_loss = carve(base, &used, (size_t)d->head_chunk * f);
-    d->gate = carve(base, &used, 3 * P * f);
-    d->identity = carve(base, &used, P * sizeof *d->identity);
-    d->mid_block = carve(base, &used, (size_t)s->L * sizeof(stash_id));
-    d->attn_block = carve(base, &used, blocks);
-    d->ffn_block = carve(base, &used, blocks);
-    return used;
+    carve c = {base, 0};
+    d->x = carve_bytes(&c, T * D * f);
+    d->xn = carve_bytes(&c, T * D * f);
+    d->dx = d->c.stash != NULL ? carve_bytes(&c, T * D * f) : NULL;
+    d->mid = d->c.stash != NULL ? carve_bytes(&c, T * D * f) : NULL;
+    d->qkv = carve_bytes(&c, P * (size_t)d->QKV * f);
+    d->raw = carve_bytes(&c, P * (size_t)d->QKV * f);
+    d->wide = carve_bytes(&c, P * wide * f);
+    d->wide2 = carve_bytes(&c, P * wide * f);
+    d->a = carve_bytes(&c, P * 2 * ffn * f);
+    d->inv = carve_bytes(&c, (T > P * (size_t)s->H ? T : P * (size_t)s->H) * f);
+    d->lse = carve_bytes(&c, P * (size_t)s->H * f);
+    d->logits = carve_bytes(&c, (size_t)d->head_chunk * (size_t)panel_pad(s->V) * f);
+    d->token_loss = carve_bytes(&c, (size_t)d->head_chunk * f);
+    d->gate = carve_bytes(&c, 3 * P * f);
+    d->identity = carve_bytes(&c, P * sizeof *d->identity);
+    d->mid_block = carve_bytes(&c, (size_t)s->L * sizeof(stash_id));
+    d->attn_block = carve_bytes(&c, blocks);
+    d->ffn_block = carve_bytes(&c, blocks);
+    return c.used;
 }
 
 static moe_config moe_config_of(const decoder_config *c)
 {
     return (moe_config){
         .be = c->be, .stream = c->stream, .spec = c->spec, .tier = c->tier, .stash = c->stash, .log = c->log, .balance = c->balance,
-        .max_tokens = c->max_tokens, .chunk = c->expert_rows,
+        .stop = c->stop, .max_tokens = c->max_tokens, .chunk = c->expert_rows,
     };
 }
 
@@ -207,6 +201,11 @@ static router_weights router_of(const decoder *d, int layer)
     return (router_weights){layer_w(d, layer, lay->router), layer_w(d, layer, lay->router_bias), layer_g(d, layer, lay->router)};
 }
 
+moe_err decoder_stopped(const decoder *d)
+{
+    return d->c.stop != NULL && *d->c.stop ? moe_fail(MOE_E_TEMP, "stopped by a signal") : MOE_OK;
+}
+
 /* Attention of every piece; the residual stream d->x goes on in place. Last piece first: backward walks the tokens in order. */
 static moe_err attention_forward_all(decoder *d, int layer, bool keep)
 {
@@ -215,6 +214,7 @@ static moe_err attention_forward_all(decoder *d, int layer, bool keep)
         float *x = piece_of(d, d->x, j);
         piece_block b = {.x_in = x, .qkv = d->raw, .o = d->wide, .lse = d->lse};
         stash_id *id = &d->attn_block[(size_t)layer * (size_t)d->pieces + (size_t)j];
+        TRY(decoder_stopped(d));
         if (keep) {
             void *block;
             TRY(stash_new(d->c.stash, piece_block_layout(&b, NULL, d, n), id, &block));
@@ -238,6 +238,7 @@ static moe_err ffn_forward_all(decoder *d, int layer, bool keep)
         float *a = d->a;
         stash_id *id = &d->ffn_block[(size_t)layer * (size_t)d->pieces + (size_t)j];
         void *block;
+        TRY(decoder_stopped(d));
         if (keep) {
             TRY(stash_new(d->c.stash, (size_t)n * 2 * (size_t)Fp * sizeof *a, id, &block));
             a = block;
@@ -309,6 +310,7 @@ static moe_err attention_backward_all(decoder *d, int layer)
         const stash_id id = d->attn_block[(size_t)layer * (size_t)d->pieces + (size_t)j];
         piece_block b;
         void *block;
+        TRY(decoder_stopped(d));
         TRY(stash_take(d->c.stash, id, &block));
         piece_block_layout(&b, block, d, n);
         const moe_err rc = attention_block_backward(d, layer, &b, piece_of(d, d->dx, j), piece_of(d, d->xn, j), n);
@@ -324,6 +326,7 @@ static moe_err ffn_backward_all(decoder *d, int layer)
     for (int j = 0; j < pieces_now(d) && layer_ffn_width(d->c.spec, layer) > 0; j++) {
         const stash_id id = d->ffn_block[(size_t)layer * (size_t)d->pieces + (size_t)j];
         void *a;
+        TRY(decoder_stopped(d));
         TRY(stash_take(d->c.stash, id, &a));
         const moe_err rc = ffn_block_backward(d, layer, a, piece_of(d, d->x, j), piece_of(d, d->dx, j), piece_of(d, d->xn, j),
                                               piece_length(d, j), d->c.spec->moe_layer[layer]);

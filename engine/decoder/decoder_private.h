@@ -18,6 +18,9 @@ typedef struct piece_block {
 
 size_t piece_block_layout(piece_block *b, char *base, const decoder *d, int64_t n);
 
+/* MOE_E_TEMP once a signal has asked for a stop; asked before every piece of work, so that the wait is that of one piece. */
+moe_err decoder_stopped(const decoder *d);
+
 /* Width (padded) of the dense FFN or shared expert of a layer, 0 when it has neither. */
 int layer_ffn_width(const model_spec *s, int layer);
 

@@ -44,6 +44,7 @@ moe_err decoder_head(decoder *d, const int32_t *targets, float scale, double *lo
     for (int64_t first = 0; first < d->T; first += d->head_chunk) {
         const int64_t n = d->T - first < d->head_chunk ? d->T - first : d->head_chunk;
         matmul_args a;
+        TRY(decoder_stopped(d));
         TRY(chunk_logits(d, first, n, &a));
         const cross_entropy_args ce = {
             .logits = d->logits, .loss = d->token_loss, .target = targets + first, .ld = a.ldy, .T = n, .V = d->c.spec->V, .scale = scale,

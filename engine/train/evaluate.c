@@ -1,15 +1,17 @@
-/* Held-out loss: a forward pass without anything kept. Pending updates of the experts it touches are applied on the way, exactly as
- * the next training step would. */
+/* Held-out loss: a forward pass over windows spread evenly over the held-out text, with nothing kept. Pending updates of the experts it
+ * touches are applied on the way, exactly as the next training step would. */
 #include <math.h>
 #include <string.h>
 
 #include "engine/train/trainer.h"
 
-static moe_err read_windows(trainer *t, int64_t first, int64_t n)
+/* Numbers [first, first + n) of `of` windows that are spread over `all`. */
+static moe_err read_windows(trainer *t, int64_t first, int64_t n, int64_t of, int64_t all)
 {
     const train_config *c = t->config;
     for (int64_t i = 0; i < n; i++) {
-        TRY(dataset_read(t->val, first + i, c->model.V, t->window));
+        const int64_t window = (int64_t)((__int128)(first + i) * all / of);
+        TRY(dataset_read(t->val, window, c->model.V, t->window));
         memcpy(t->tokens + i * c->seq_len, t->window, (size_t)c->seq_len * sizeof *t->tokens);
         memcpy(t->targets + i * c->seq_len, t->window + 1, (size_t)c->seq_len * sizeof *t->targets);
     }
@@ -30,7 +32,7 @@ moe_err trainer_evaluate(trainer *t, int64_t windows, double *loss, int64_t *use
     moe_err rc = MOE_OK;
     for (int64_t first = 0; first < n && rc == MOE_OK; first += group) {
         const int64_t now = n - first < group ? n - first : group;
-        TRY_GOTO(read_windows(t, first, now), rc, done);
+        TRY_GOTO(read_windows(t, first, now, n, all), rc, done);
         TRY_GOTO(decoder_forward(&t->decoder, t->tokens, now * S, 0, false), rc, done);
         TRY_GOTO(decoder_head(&t->decoder, t->targets, 0, &sum), rc, done);
     }

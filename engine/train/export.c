@@ -9,15 +9,15 @@ static moe_err export_expert(trainer *t, hf_writer *w, int moe_layer, int layer,
     spec_expert_tensors(&t->config->model, layer, e, tensor);
     const section_id section = moe_layer * t->config->model.E + e;
     tier_lease l;
+    tier_change change = {0};
     moe_err rc;
     TRY(tier_acquire(t->tier, section, moe_forward_parts(&t->decoder.moe, section), 0, &l));
-    const bool stale = (l.parts & TIER_M) != 0;
-    if (stale)
-        TRY_GOTO(moe_apply_pending(&t->decoder.moe, &l), rc, done);
+    if ((l.parts & TIER_M) != 0)
+        TRY_GOTO(moe_apply_pending(&t->decoder.moe, &l, &change), rc, done);
     for (int i = 0; i < 3; i++)
         TRY_GOTO(hf_writer_write(w, &tensor[i], l.part[STORE_W]), rc, done);
 done:
-    tier_release(t->tier, &l, TIER_ALL, stale && rc == MOE_OK ? (tier_change){.dirty = TIER_W, .step = t->finished} : (tier_change){0});
+    tier_release(t->tier, &l, TIER_ALL, change);
     return rc;
 }
 

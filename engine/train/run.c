@@ -221,7 +221,7 @@ moe_err command_run(train_config *c, const run_options *o)
     snprintf(path, sizeof path, "runs/%s", c->name);
     catch_signals();
     TRY_GOTO(run_folder_open(&folder, o->run_dir != NULL ? o->run_dir : path, true), rc, free_state);
-    TRY_GOTO(trainer_open(&r->t, c, &folder, TRAINER_RUN, o->fresh, &stop_signals), rc, close_folder);
+    TRY_GOTO(trainer_open(&r->t, c, &folder, (trainer_options){.mode = TRAINER_RUN, .fresh = o->fresh, .stop = &stop_signals}), rc, close_folder);
     rc = run_opened(r, o);
     char text[MOE_ERROR_TEXT];
     moe_error_take(text, sizeof text);
@@ -250,7 +250,7 @@ moe_err command_open(trainer *t, train_config **c, run_folder *f, const char *ru
     TRY(run_folder_open(f, run_dir, false));
     TRY_GOTO(run_folder_path(f, "config.yaml", &path), rc, fail);
     TRY_GOTO(train_config_load(c, path, sets, nsets), rc, fail);
-    TRY_GOTO(trainer_open(t, *c, f, TRAINER_READ, false, NULL), rc, fail);
+    TRY_GOTO(trainer_open(t, *c, f, (trainer_options){.mode = TRAINER_READ}), rc, fail);
     free(path);
     return MOE_OK;
 fail:

@@ -20,6 +20,31 @@ moe_err run_folder_path(const run_folder *f, const char *name, char **out)
     return MOE_OK;
 }
 
+/* A name is durable once its folder is synced. */
+static moe_err sync_folder(const char *path)
+{
+    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const bool ok = fd >= 0 && fsync(fd) == 0;
+    const int error = errno;
+    if (fd >= 0)
+        close(fd);
+    return ok ? MOE_OK : moe_fail(MOE_E_IO, "%s: cannot sync the folder: %s", path, strerror(error));
+}
+
+/* mkdir, and a sync of the folder that holds it. MOE_OK when it is there. */
+static moe_err make_folder(char *path)
+{
+    if (mkdir(path, 0777) != 0)
+        return errno == EEXIST ? MOE_OK : moe_fail(MOE_E_CREATE, "%s: cannot make the run folder: %s", path, strerror(errno));
+    char *slash = strrchr(path, '/');
+    if (slash == NULL || slash == path)
+        return sync_folder(slash == NULL ? "." : "/");
+    *slash = '\0';
+    const moe_err rc = sync_folder(path);
+    *slash = '/';
+    return rc;
+}
+
 /* Makes every missing folder of the path. */
 static moe_err make_folders(const char *path)
 {
@@ -32,8 +57,7 @@ static moe_err make_folders(const char *path)
         if (c != '/' && c != '\0')
             continue;
         *p = '\0';
-        if (mkdir(copy, 0777) != 0 && errno != EEXIST)
-            rc = moe_fail(MOE_E_CREATE, "%s: cannot make the run folder: %s", copy, strerror(errno));
+        rc = make_folder(copy);
         *p = c;
         if (c == '\0')
             break;
@@ -63,36 +87,49 @@ static moe_err read_uuid(run_folder *f, const char *path, bool *found)
     *found = in != NULL;
     if (in == NULL)
         return errno == ENOENT ? MOE_OK : moe_fail(MOE_E_IO, "%s: cannot read: %s", path, strerror(errno));
-    char text[33] = {0};
-    const size_t n = fread(text, 1, 32, in);
+    char text[34] = {0};
+    const size_t n = fread(text, 1, 33, in);
+    const bool failed = ferror(in) != 0;
     fclose(in);
+    if (failed)
+        return moe_fail(MOE_E_IO, "%s: cannot read", path);
+    if (n != 33 || text[32] != '\n' || strspn(text, "0123456789abcdef") != 32)
+        return moe_fail(MOE_E_DATA, "%s: expected 32 hexadecimal digits and a newline", path);
     for (int i = 0; i < 16; i++) {
-        unsigned byte;
-        if (n != 32 || sscanf(text + 2 * i, "%2x", &byte) != 1)
-            return moe_fail(MOE_E_DATA, "%s: expected 32 hexadecimal digits", path);
-        f->uuid[i] = (uint8_t)byte;
+        const char byte[3] = {text[2 * i], text[2 * i + 1], '\0'};
+        f->uuid[i] = (uint8_t)strtoul(byte, NULL, 16);
     }
     return MOE_OK;
+}
+
+static moe_err write_text(const char *path, const char *text, size_t bytes)
+{
+    const int fd = open(path, O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0666);
+    if (fd < 0)
+        return moe_fail(MOE_E_CREATE, "%s: cannot create: %s", path, strerror(errno));
+    errno = ENOSPC; /* of a short write */
+    const bool ok = write(fd, text, bytes) == (ssize_t)bytes && fsync(fd) == 0;
+    const int error = errno;
+    close(fd);
+    return ok ? MOE_OK : moe_fail(MOE_E_IO, "%s: cannot write: %s", path, strerror(error));
 }
 
 static moe_err write_uuid(run_folder *f, const char *path)
 {
     if (getrandom(f->uuid, sizeof f->uuid, 0) != (ssize_t)sizeof f->uuid)
         return moe_fail(MOE_E_OS, "no random numbers for a new run: %s", strerror(errno));
-    char tmp[4096], text[34];
+    char *tmp, text[34];
+    if (asprintf(&tmp, "%s.tmp", path) < 0)
+        return moe_fail(MOE_E_OS, "out of memory");
     for (int i = 0; i < 16; i++)
         snprintf(text + 2 * i, 3, "%02x", f->uuid[i]);
     text[32] = '\n';
-    snprintf(tmp, sizeof tmp, "%s.tmp", path);
-    const int fd = open(tmp, O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0666);
-    if (fd < 0)
-        return moe_fail(MOE_E_CREATE, "%s: cannot create: %s", tmp, strerror(errno));
-    const bool ok = write(fd, text, 33) == 33 && fsync(fd) == 0;
-    const int error = errno;
-    close(fd);
-    if (!ok || rename(tmp, path) != 0)
-        return moe_fail(MOE_E_IO, "%s: cannot write: %s", path, strerror(ok ? errno : error));
-    return MOE_OK;
+    moe_err rc = write_text(tmp, text, 33);
+    if (rc == MOE_OK && rename(tmp, path) != 0)
+        rc = moe_fail(MOE_E_IO, "%s: cannot rename: %s", tmp, strerror(errno));
+    free(tmp);
+    TRY(rc);
+    return sync_folder(f->path);
 }
 
 moe_err run_folder_open(run_folder *f, const char *path, bool create)
@@ -109,11 +146,11 @@ moe_err run_folder_open(run_folder *f, const char *path, bool create)
     moe_err rc;
     char *file = NULL;
     bool found = false;
-    TRY_GOTO(take_lock(f), rc, fail);
     TRY_GOTO(run_folder_path(f, "uuid", &file), rc, fail);
-    TRY_GOTO(read_uuid(f, file, &found), rc, fail);
-    if (!found && !create)
+    if (!create && access(file, F_OK) != 0) /* nothing is left behind in a folder that is not ours */
         TRY_GOTO(moe_fail(MOE_E_NOINPUT, "%s: not a run folder (no file uuid in it)", f->path), rc, fail);
+    TRY_GOTO(take_lock(f), rc, fail);
+    TRY_GOTO(read_uuid(f, file, &found), rc, fail);
     if (!found)
         TRY_GOTO(write_uuid(f, file), rc, fail);
     free(file);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/base/carve.h"
 #include "engine/decoder/decoder_private.h"
 #include "engine/train/commands.h"
 #include "kernels/math.h"
@@ -28,18 +29,19 @@ static size_t sampler_layout(sampler *s, char *base)
 {
     const decoder *d = &s->t->decoder;
     const model_spec *m = &s->t->config->model;
-    const size_t n = (size_t)s->capacity, f = sizeof(float), O = (size_t)(m->H * m->hd);
-    struct { float **p; size_t floats; } part[] = {
-        {&s->cache, (size_t)m->L * n * (size_t)d->QKV}, {&s->table, (size_t)m->hd}, {&s->rope, n * (size_t)m->hd}, {&s->o, n * O},
-        {&s->lse, n * (size_t)m->H}, {&s->x, (size_t)m->D}, {&s->xn, (size_t)m->D}, {&s->raw, (size_t)d->QKV}, {&s->logits, (size_t)m->V},
-    };
-    size_t used = 0;
-    for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
-        *part[i].p = base == NULL ? NULL : (float *)(base + used);
-        used += (part[i].floats * f + 63) & ~(size_t)63;
-    }
-    s->order = base == NULL ? NULL : (int *)(base + used);
-    return used + (size_t)m->V * sizeof *s->order;
+    const size_t n = (size_t)s->capacity, D = (size_t)m->D, V = (size_t)m->V, O = (size_t)m->H * (size_t)m->hd;
+    carve c = {base, 0};
+    s->cache = carve_bytes(&c, (size_t)m->L * n * (size_t)d->QKV * sizeof *s->cache);
+    s->table = carve_bytes(&c, (size_t)m->hd * sizeof *s->table);
+    s->rope = carve_bytes(&c, n * (size_t)m->hd * sizeof *s->rope);
+    s->o = carve_bytes(&c, n * O * sizeof *s->o);
+    s->lse = carve_bytes(&c, n * (size_t)m->H * sizeof *s->lse);
+    s->x = carve_bytes(&c, D * sizeof *s->x);
+    s->xn = carve_bytes(&c, D * sizeof *s->xn);
+    s->raw = carve_bytes(&c, (size_t)d->QKV * sizeof *s->raw);
+    s->logits = carve_bytes(&c, V * sizeof *s->logits);
+    s->order = carve_bytes(&c, V * sizeof *s->order);
+    return c.used;
 }
 
 static moe_err sampler_open(sampler *s, trainer *t, int64_t capacity)

@@ -99,8 +99,11 @@ static moe_err finish_step(trainer *t, const adamw_step *plain, bool speculated,
     if (c->clip_norm > 0 && norm + 1e-6 > c->clip_norm)
         done.clip = c->clip_norm / (norm + 1e-6);
     TRY(step_log_append(&t->log, &done));
-    if (speculated)
-        TRY(tier_speculate_resolve(t->tier, done.clip == 1));
+    const moe_err rc = speculated ? tier_speculate_resolve(t->tier, done.clip == 1) : MOE_OK;
+    if (rc != MOE_OK) {
+        t->log.n--; /* the step did not happen */
+        return rc;
+    }
     t->finished = done.step;
     if (t->tier != NULL)
         tier_set_step(t->tier, t->finished);
@@ -154,6 +157,20 @@ static void fill_metrics(trainer *t, step_metrics *out, double loss_sum, double 
     t->counted = now;
 }
 
+static moe_err attempt_step(trainer *t, const adamw_step *plain, bool speculate, double *loss_sum, double *norm, step_metrics *out)
+{
+    TRY(run_groups(t, plain->step, speculate ? plain : NULL, loss_sum, out));
+    const double t0 = moe_seconds();
+    TRY(reduce_over_ranks(t, loss_sum));
+    TRY(gradient_norm(t, norm));
+    if (!isfinite(*norm))
+        return moe_fail(MOE_E_NUMERIC, "step %llu: the gradient norm is not finite (%g); the last checkpoint is untouched",
+                        (unsigned long long)plain->step, *norm);
+    TRY(finish_step(t, plain, speculate, *norm));
+    out->update_seconds = moe_seconds() - t0;
+    return MOE_OK;
+}
+
 moe_err trainer_step(trainer *t, step_metrics *out)
 {
     TRY(read_step(t, t->finished + 1));
@@ -175,24 +192,15 @@ moe_err trainer_step_tokens(trainer *t, step_metrics *out)
         tier_speculate_begin(t->tier, step);
 
     double loss_sum = 0, norm = NAN;
-    moe_err rc = run_groups(t, step, speculate ? &plain : NULL, &loss_sum, out);
-    const double t1 = moe_seconds();
-    if (rc == MOE_OK)
-        rc = reduce_over_ranks(t, &loss_sum);
-    if (rc == MOE_OK)
-        rc = gradient_norm(t, &norm);
-    if (rc == MOE_OK && !isfinite(norm))
-        rc = moe_fail(MOE_E_NUMERIC, "step %llu: the gradient norm is not finite (%g); the last checkpoint is untouched",
-                      (unsigned long long)step, norm);
+    const moe_err rc = attempt_step(t, &plain, speculate, &loss_sum, &norm, out);
     if (rc != MOE_OK) {
         char text[MOE_ERROR_TEXT];
         moe_error_take(text, sizeof text);
         abandon_step(t, speculate);
         return moe_error_set(rc, text);
     }
-    TRY(finish_step(t, &plain, speculate, norm));
     const double now = moe_seconds();
-    out->update_seconds = now - t1 + t->decoder.moe.times.update - update0;
+    out->update_seconds += t->decoder.moe.times.update - update0;
     out->seconds = now - t0;
     fill_metrics(t, out, loss_sum, norm);
     return MOE_OK;

@@ -23,6 +23,13 @@ typedef enum trainer_mode {
     TRAINER_READ,    /* evaluate, sample, export: pending updates are applied in memory only */
 } trainer_mode;
 
+typedef struct trainer_options {
+    trainer_mode mode;
+    bool fresh;                 /* refuse a folder that has a checkpoint (--resume never)    */
+    volatile int *stop;         /* becomes non-zero when a signal asks for a stop, or NULL   */
+    io *io;                     /* every byte of store and checkpoints goes here; NULL: opened as memory.io says */
+} trainer_options;
+
 typedef struct trainer {
     const train_config *config;
     trainer_mode mode;
@@ -33,6 +40,7 @@ typedef struct trainer {
     const moe_backend *be;
     comm *comm;                 /* the ranks */
     io *io;
+    bool borrowed_io;           /* of the caller: not closed here */
     char io_note[512];          /* why io_uring is not used, "" */
     store *store;
     checkpoint *checkpoint;
@@ -58,8 +66,8 @@ typedef struct trainer {
 } trainer;
 
 /* Opens everything. With a checkpoint in the folder the run continues from it (its configuration must agree: MOE_E_CONFIG names the
- * first key that does not); without one it begins at step 0. `fresh` refuses a folder that has a checkpoint (--resume never). */
-moe_err trainer_open(trainer *t, const train_config *c, run_folder *folder, trainer_mode mode, bool fresh, volatile int *stop) MOE_MUST_CHECK;
+ * first key that does not); without one it begins at step 0. On an error nothing is left open. */
+moe_err trainer_open(trainer *t, const train_config *c, run_folder *folder, trainer_options o) MOE_MUST_CHECK;
 void trainer_close(trainer *t);
 
 /* One optimizer step. On MOE_E_TEMP (a signal) the trainer is back at the last finished step. */
@@ -68,7 +76,7 @@ moe_err trainer_step(trainer *t, step_metrics *out) MOE_MUST_CHECK;
 moe_err trainer_step_tokens(trainer *t, step_metrics *out) MOE_MUST_CHECK;
 /* Writes a checkpoint of the last finished step. */
 moe_err trainer_checkpoint(trainer *t) MOE_MUST_CHECK;
-/* Mean loss over the first `windows` held-out windows; *used says how many there were. NAN when there are none. */
+/* Mean loss over `windows` held-out windows, spread evenly; *used says how many there were. NAN when there are none. */
 moe_err trainer_evaluate(trainer *t, int64_t windows, double *loss, int64_t *used) MOE_MUST_CHECK;
 void trainer_count(trainer *t, trainer_counters *out);
 

@@ -91,7 +91,7 @@ moe_err test_run_open(test_run *r, const char *const *sets)
     TRY(train_config_load(&r->config, r->yaml, sets, n));
     moe_err rc;
     TRY_GOTO(run_folder_open(&r->folder, run, true), rc, fail);
-    TRY_GOTO(trainer_open(&r->t, r->config, &r->folder, TRAINER_RUN, false, NULL), rc, fail);
+    TRY_GOTO(trainer_open(&r->t, r->config, &r->folder, (trainer_options){.mode = TRAINER_RUN}), rc, fail);
     r->open = true;
     return MOE_OK;
 fail:
