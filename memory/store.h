@@ -77,7 +77,7 @@ typedef struct store_stats {
     uint64_t read_bytes, write_bytes; /* of records and spill, padded: what went to the drive */
     uint64_t spill_read_bytes, spill_write_bytes;
     double busy_seconds;              /* at least one transfer in flight */
-    double sum_seconds;               /* spent in checksums              */
+    double sum_seconds;               /* CPU time spent in checksums     */
 } store_stats;
 
 void store_get_stats(store *s, store_stats *out);

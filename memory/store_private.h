@@ -1,4 +1,5 @@
-/* The inside of the store, shared by store.c (doors), store_files.c (layout on disk) and store_thread.c (the I/O thread).
+/* The inside of the store, shared by store.c (doors), store_files.c (layout on disk), store_chunk.c
+ * (chunks, checksums, order) and store_thread.c (the I/O thread).
  * Everything below `lock` in struct store is guarded by it; an op's state belongs to the I/O thread except `list` and the links.
  * Rule: `done` of an op is called without the lock, as the last touch of the op. */
 #ifndef MOE_MEMORY_STORE_PRIVATE_H
@@ -69,8 +70,9 @@ typedef struct chunk {
     io_transfer t;
     store_op *op;    /* NULL: free, or given up */
     int drive;
+    bool in_flight; /* else free, or landed and not looked at yet */
     double started;
-    struct chunk *next_free;
+    struct chunk *next; /* free, or landed */
 } chunk;
 
 struct store {
@@ -89,7 +91,9 @@ struct store {
 
     /* I/O thread only */
     io_queue *queue;
-    chunk *chunks, *free_chunk; /* [ndirs * depth] */
+    chunk *chunks; /* [nchunks] */
+    int nchunks;
+    chunk *free_chunk, *landed, **landed_end;
     int in_flight;
     double looked; /* when the deadlines were last looked at */
     hash_cell *free_hash;
@@ -121,6 +125,17 @@ moe_err store_layout(store *s, const store_config *c) MOE_MUST_CHECK;
 moe_err store_files_open(store *s, const store_config *c) MOE_MUST_CHECK;
 void store_files_close(store *s);
 uint64_t store_dir_sections(int32_t sections, int ndirs, int dir);
+
+/* store_chunk.c, on the I/O thread. */
+io_transfer *take_chunks(store *s);                     /* with the lock held: the chunks that go now, linked  */
+store_op *first_ready(store *s, store_priority list);   /* with the lock held: the op whose chunk could go     */
+void merge_stats(store *s);                             /* with the lock held                                  */
+void sum_next_chunk(store *s, store_op *op);
+void chunk_land(store *s, chunk *c); /* came back from the disk: its place is free at once, its bytes wait for chunk_settle */
+void chunk_settle(store *s);         /* the oldest landed chunk: checksum of a read, end of its op                          */
+void op_fail(store_op *op, moe_err rc, const char *text);
+bool op_is_over(const store *s, store_op *op);
+void op_end(store *s, store_op *op); /* calls done; afterwards the op is the caller's */
 
 /* store_thread.c */
 moe_err store_thread_start(store *s) MOE_MUST_CHECK;
