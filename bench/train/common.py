@@ -188,13 +188,18 @@ def tokens_file(folder, vocab, count):
     return path
 
 
-def shape(build, config, sets=()):
-    """-> (vocab_size, tokens_per_step) as moe-train reads them"""
+def number(build, config, key, sets=()):
+    """A whole number of the configuration, as moe-train reads it."""
     out = subprocess.run([build / "bin" / "moe-train", "run", config, "--print-config", *[w for s in sets for w in ("--set", s)]],
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if out.returncode != 0:
         fail(out.stderr.strip())
-    return tuple(int(re.search(rf"^ *{k}: (\d+)", out.stdout, re.M).group(1)) for k in ("vocab_size", "tokens_per_step"))
+    return int(re.search(rf"^ *{key}: (\d+)", out.stdout, re.M).group(1))
+
+
+def shape(build, config, sets=()):
+    """-> (vocab_size, tokens_per_step)"""
+    return number(build, config, "vocab_size", sets), number(build, config, "tokens_per_step", sets)
 
 
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -251,10 +256,30 @@ def _peak_rss(pid):
     return int(_first(f"/proc/{pid}/status", r"^VmHWM:\s*(\d+)", "0")) << 10
 
 
-def train(args, config, folder, steps, sets=(), host=None, limit_mib=None, finish=False):
-    """Runs `steps` steps in a new run folder. -> {"steps": lines of metrics.jsonl with written_total (bytes the process had written when the
-    line came), "peak_rss", "limit": {"kind", "peak_mib", "oom_kills"} or None}. finish: to its end, with the checkpoint that is made there;
-    else the process is killed after the last step, which costs nothing."""
+class Trace:
+    """Bytes written by a process over time, to tell what a checkpoint wrote: it begins when the line of its step is there, and the next line says
+    how long it took."""
+
+    def __init__(self):
+        self.at, self.line = [], None
+
+    def sample(self, pid):
+        self.at.append((time.time(), _io_written(pid)))
+
+    def arrived(self, lines, mtime):
+        """Adds checkpoint_bytes of the checkpoint before each line that had one."""
+        for m in lines[:1]:
+            if self.line and m.get("checkpoint_seconds"):
+                begin = max((w for t, w in self.at if t <= self.line), default=self.at[0][1])
+                end = min((w for t, w in self.at if t >= self.line + m["checkpoint_seconds"]), default=self.at[-1][1])
+                m["checkpoint_bytes"] = end - begin
+        self.at, self.line = [x for x in self.at if x[0] >= mtime - 0.05], mtime
+
+
+def train(args, config, folder, steps, sets=(), host=None, limit_mib=None, finish=False, trace=False):
+    """Runs `steps` steps in a new run folder. -> {"steps": lines of metrics.jsonl, "peak_rss", "limit": {"kind", "peak_mib", "oom_kills"} or
+    None}. finish: to its end, with the checkpoint that is made there; else the process is killed after the last step, which costs nothing.
+    trace: lines with checkpoint_bytes, see Trace."""
     run, pid_file, report = folder / "run", folder / "pid", folder / "limit"
     shutil.rmtree(run, ignore_errors=True)
     sets = ["memory.ssd=[store/]", f"run.threads={args.threads}", *sets, f"train.steps={steps if finish else 10**6}"]
@@ -265,38 +290,46 @@ def train(args, config, folder, steps, sets=(), host=None, limit_mib=None, finis
     pid_file.unlink(missing_ok=True)
     log = (folder / "log").open("w+")
     child = subprocess.Popen([str(c) for c in command], stdout=log, stderr=log, env=dict(os.environ, LIMIT_REPORT=str(report)), start_new_session=True)
-    got, rss, pid, seen = [], 0, None, -1
     try:
-        while child.poll() is None and (finish or len(got) < steps):
-            time.sleep(0.01)
-            if pid is None and pid_file.exists():
-                pid = int(pid_file.read_text() or 0) or None
-            if pid is None:
-                continue
-            try:
-                size = (run / "metrics.jsonl").stat().st_size
-            except OSError:
-                continue
-            if size != seen:
-                written, seen = _io_written(pid), size
-                rss = max(rss, _peak_rss(pid))
-                new = _lines(run / "metrics.jsonl")[len(got):]
-                got += [dict(m, written_total=written) for m in new]
-        ended = child.poll() is not None and not finish
+        got, rss, pid = _watch(child, run / "metrics.jsonl", pid_file, None if finish else steps, Trace() if trace else None)
+        ended = child.poll()
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, ValueError, OSError):
             if child.poll() is None:  # limit.sh, where it is there, stays to report and to remove its cgroup
-                os.kill(pid, signal.SIGKILL) if pid else os.killpg(child.pid, signal.SIGKILL)
+                os.kill(int(pid_file.read_text()), signal.SIGKILL)
         child.wait()
-    if len(got) < steps or ended or (finish and child.returncode != 0):
+    if len(got) < steps or (ended is not None and not finish) or (finish and ended != 0):
         log.seek(0)
-        fail(f"moe-train run ended with {child.returncode} after {len(got)} of {steps} steps: {log.read().strip()[-2000:]}")
+        fail(f"moe-train run ended with {ended} after {len(got)} of {steps} steps: {log.read().strip()[-2000:]}")
     limit = None
     if limit_mib:
         kind, most, kills = report.read_text().split()
         limit = {"kind": kind, "peak_mib": int(most), "oom_kills": int(kills)}
     shutil.rmtree(run, ignore_errors=True)
     return {"steps": got[:steps], "peak_rss": rss, "limit": limit}
+
+
+def _watch(child, metrics, pid_file, steps, trace):
+    """Follows a run until it ends or has done so many steps. -> (lines, peak RSS, pid)"""
+    got, rss, pid, seen = [], 0, None, 0
+    while True:
+        over = child.poll() is not None
+        if pid is None and pid_file.exists():
+            pid = int(pid_file.read_text() or 0) or None
+        if pid and trace:
+            trace.sample(pid)
+        with contextlib.suppress(OSError):
+            stat = metrics.stat()
+            if stat.st_size != seen:
+                seen = stat.st_size
+                rss = max(rss, _peak_rss(pid))
+                new = _lines(metrics)[len(got):]
+                if trace:
+                    trace.arrived(new, stat.st_mtime)
+                got += new
+        if over or (steps and len(got) >= steps):
+            return got, rss, pid
+        time.sleep(0.005 if trace else 0.02)
 
 
 def host_mib(size):
