@@ -58,6 +58,8 @@ static void check_balance(const train_config *c, problems *p)
 
 static void check_memory(const train_config *c, problems *p)
 {
+    if (good(c, "memory.ssd") && c->ssd_count == 0)
+        problems_add(p, at(c, "memory.ssd"), "memory.ssd", "expected at least one folder, got []");
     for (int i = 0; good(c, "memory.ssd") && i < c->ssd_count; i++)
         for (int j = 0; j < i; j++)
             if (strcmp(c->ssd[i], c->ssd[j]) == 0)

@@ -38,12 +38,12 @@ typedef struct train_config {
     bool per_layer;               /* balance.per_layer                                       */
 
     uint64_t host_bytes;          /* memory.host; 0: detect                                  */
-    char **ssd;                   /* memory.ssd: folders (relative to the run folder); none: all in RAM */
+    char **ssd;                   /* memory.ssd: folders (relative to the run folder), at least one */
     int ssd_count;
     bool buffered;                /* memory.buffered                                         */
     char *policy;                 /* memory.policy: schedule | lru | lfu                     */
     double lfu_threshold, lfu_decay;
-    int prefetch_depth;           /* memory.prefetch                                         */
+    int prefetch_depth;           /* memory.prefetch; -1: chosen from the record size        */
     char *io;                     /* memory.io: auto | io_uring | pread                      */
     int io_depth;                 /* memory.io_depth                                         */
 

@@ -112,13 +112,22 @@ done:
     return rc;
 }
 
+/* Small parts need more of them in flight to fill the drive. */
+static int prefetch_depth(const train_config *c, size_t part_bytes)
+{
+    if (c->prefetch_depth >= 0)
+        return c->prefetch_depth;
+    const size_t fit = ((size_t)16 << 20) / part_bytes;
+    return fit < 8 ? 8 : fit > 64 ? 64 : (int)fit;
+}
+
 static moe_err open_tiers(trainer *t, const manifest *latest)
 {
     const train_config *c = t->config;
     const train_plan *p = &t->plan;
     tier_config tc = {
         .store = t->store, .checkpoint = t->checkpoint, .layers = p->layers, .experts = c->model.E, .host_bytes = p->tier, .policy = c->policy,
-        .lfu_threshold = c->lfu_threshold, .lfu_decay = c->lfu_decay, .prefetch_depth = c->prefetch_depth,
+        .lfu_threshold = c->lfu_threshold, .lfu_decay = c->lfu_decay, .prefetch_depth = prefetch_depth(c, p->part_bytes),
         .read_only = t->mode == TRAINER_READ, .records = latest != NULL ? latest->records : NULL, .fill = fill_part, .user = t,
     };
     for (int i = 0; i < STORE_PARTS; i++)

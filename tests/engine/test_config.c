@@ -116,7 +116,7 @@ Test(config, every_problem_at_once_with_its_place)
                 "conf/small.yaml:19:54: optimizer.schedule.kind: expected cosine, linear, constant or wsd, got \"cosin\"\n"
                 "conf/small.yaml:20:16: memory.host: expected a size of at least 1MiB, like 1536MiB, 8G or a number of bytes, got \"lots\"\n"
                 "conf/small.yaml:20:27: memory.ssd: expected each folder once, got \"a\" twice\n"
-                "conf/small.yaml:20:45: memory.prefetch: expected a whole number from 0 to 1024 (reads), got \"yes\"\n"
+                "conf/small.yaml:20:45: memory.prefetch: expected a whole number from -1 to 1024 (reads), got \"yes\"\n"
                 "conf/small.yaml:21:1: chekpoint: unknown key; did you mean checkpoint?\n"
                 "conf/small.yaml:22:7: eval: expected a mapping of keys, got \"7\"");
 }
@@ -134,7 +134,7 @@ Test(config, strict_scalars)
 {
     static const char *const bad[] = {
         "train.seed=-1", "train.seed=1_000", "train.seed=18446744073709551616", "train.steps=\"200\"", "train.steps=2.0", "optimizer.lr=.inf",
-        "optimizer.lr=0", "optimizer.lr=[1]", "optimizer.lr=", "balance.per_layer=yes", "balance.per_layer=1", "memory.ssd=[1, [2]]",
+        "optimizer.lr=0", "optimizer.lr=[1]", "optimizer.lr=", "balance.per_layer=yes", "balance.per_layer=1", "memory.ssd=[1, [2]]", "memory.ssd=[]",
         "memory.ssd={a: b}", "data.path=", "data.path=[a]", "memory.host=10k", "memory.host=-1G", "memory.host=1.5", "eval.windows=0",
         "checkpoint.keep=0", "run.kernels=sse", "model.hidden_size=64.0", "model.norm_topk_prob=1", "model.mlp_only_layers=[a]",
         "train=5", "nonsense", "=5", "train.steps", "model.=5", "train.steps.x=5", "a.b.c=1", "optimizer.betas=[0.9, 1.0]"};
@@ -147,7 +147,7 @@ Test(config, strict_scalars)
         train_config_free(c);
     }
     static const char *const fine[] = {"train.seed=0xff", "train.seed=18446744073709551615", "optimizer.lr=1", "optimizer.lr=1e-4",
-                                       "balance.per_layer=True", "memory.ssd=[]", "memory.ssd=one", "memory.ssd=[1, b]", "memory.host=null",
+                                       "balance.per_layer=True", "memory.ssd=one", "memory.ssd=[1, b]", "memory.host=null",
                                        "memory.host=1.5G", "memory.host=\"2 GiB\"", "data.path=2024", "train={seed: 3, steps: 7}", "eval=",
                                        "model.head_dim=32", "optimizer.betas=[0, 0]", "model.rope_theta=10000"};
     for (size_t i = 0; i < sizeof fine / sizeof fine[0]; i++) {

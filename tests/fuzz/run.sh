@@ -4,7 +4,7 @@
 set -u
 cd "$(dirname "$0")/../.."
 case ${1:-} in
-    short) seconds=3 ;;
+    short) seconds=2 ;;
     '' | *[!0-9]*) echo "usage: $0 short | MINUTES" >&2; exit 64 ;;
     *) seconds=$(($1 * 60)) ;;
 esac
