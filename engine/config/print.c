@@ -263,6 +263,16 @@ static bool paths_agree(const char *saved, const char *now, const echo_line *lin
     return false;
 }
 
+/* A key that came into being after the run was started stands at its default then. */
+static bool is_new_default(const echo_line *line)
+{
+    char name[160];
+    snprintf(name, sizeof name, "%.*s", line->nkey, line->key);
+    const int i = knob_find(name);
+    return i >= 0 && config_knobs[i].fallback != NULL && strlen(config_knobs[i].fallback) == (size_t)line->nvalue &&
+           memcmp(config_knobs[i].fallback, line->value, (size_t)line->nvalue) == 0;
+}
+
 moe_err train_config_compare_echo(const char *saved, const char *now)
 {
     text_buf t = {0};
@@ -274,7 +284,7 @@ moe_err train_config_compare_echo(const char *saved, const char *now)
             text_printf(&t, "%.*s: the run was started with %.*s, the configuration now says %.*s\n", line.nkey, line.key,
                         line.nvalue, line.value, other.nvalue, other.value);
     for (const char *p = now; next_line(&p, &line);)
-        if (!find_line(saved, &line, &other) && !memmem(line.key, (size_t)line.nkey, " (absolute)", 11))
+        if (!find_line(saved, &line, &other) && !memmem(line.key, (size_t)line.nkey, " (absolute)", 11) && !is_new_default(&line))
             text_printf(&t, "%.*s: the run was started with nothing, the configuration now says %.*s\n", line.nkey, line.key,
                         line.nvalue, line.value);
     if (!t.used && !t.failed)

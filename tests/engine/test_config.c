@@ -331,6 +331,8 @@ Test(config, resume_rules)
     free(now);
     free(printed);
     train_config_free(moved);
+    cr_expect_eq(train_config_compare_echo("", "balance.capacity_factor = 0.0\n"), MOE_OK, "a key that is newer than the run, at its default");
+    cr_expect_eq(train_config_compare_echo("", "balance.capacity_factor = 1.5\n"), MOE_E_CONFIG);
     cr_expect_eq(train_config_compare_echo("", saved), MOE_E_CONFIG);
     cr_expect_eq(train_config_compare_echo(saved, ""), MOE_E_CONFIG);
     free(saved);
