@@ -11,10 +11,11 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
-#define FS_TMPFS 0x01021994UL /* f_type values of statfs(2) */
-#define FS_RAMFS 0x858458f6UL
+#define FS_TMPFS     0x01021994UL /* f_type values of statfs(2) */
+#define FS_RAMFS     0x858458f6UL
 #define FS_HUGETLBFS 0x958458f6UL
 
 static bool disk_full(int err) { return err == ENOSPC || err == EDQUOT; }
@@ -23,7 +24,8 @@ static moe_err open_failed(const char *path, int mode, int err)
 {
     const bool create = (mode & 7) == IO_CREATE;
     if (err == EINVAL && (mode & IO_DIRECT))
-        return moe_fail(MOE_E_CONFIG, "%s: this file system has no O_DIRECT; use another disk or set memory.buffered: true", path);
+        return moe_fail(MOE_E_CONFIG, "%s: this file system has no O_DIRECT; use another disk or set memory.buffered: true",
+                        path);
     if (disk_full(err))
         return moe_fail(MOE_E_IO, "%s: cannot create: disk full", path);
     if (create)
@@ -149,15 +151,104 @@ moe_err posix_allocate(io *self, io_file *f, uint64_t bytes)
     return MOE_OK;
 }
 
+/* fsync has no deadline of its own, so it runs in a thread that can be left behind. */
+typedef struct sync_job {
+    pthread_mutex_t lock;
+    pthread_cond_t ended;
+    int fd; /* a duplicate: the file may be closed when nobody waits any more */
+    bool data_only, done, abandoned;
+    int err;
+} sync_job;
+
+static int sync_fd(int fd, bool data_only)
+{
+    int err;
+    do
+        err = (data_only ? fdatasync(fd) : fsync(fd)) == 0 ? 0 : errno;
+    while (err == EINTR);
+    return err;
+}
+
+static void sync_job_free(sync_job *j)
+{
+    close(j->fd);
+    pthread_cond_destroy(&j->ended);
+    pthread_mutex_destroy(&j->lock);
+    free(j);
+}
+
+static void *sync_main(void *arg)
+{
+    sync_job *j = arg;
+    const int err = sync_fd(j->fd, j->data_only);
+    pthread_mutex_lock(&j->lock);
+    j->err = err;
+    j->done = true;
+    const bool abandoned = j->abandoned;
+    pthread_cond_signal(&j->ended);
+    pthread_mutex_unlock(&j->lock);
+    if (abandoned)
+        sync_job_free(j);
+    return NULL;
+}
+
+/* 0, an errno, or ETIMEDOUT after IO_DEADLINE_SECONDS. */
+static int sync_in_time(int fd, bool data_only)
+{
+    sync_job *j = calloc(1, sizeof *j);
+    const int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (j == NULL || copy < 0) {
+        free(j);
+        if (copy >= 0)
+            close(copy);
+        return sync_fd(fd, data_only);
+    }
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_mutex_init(&j->lock, NULL);
+    pthread_cond_init(&j->ended, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    j->fd = copy;
+    j->data_only = data_only;
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += IO_DEADLINE_SECONDS;
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, sync_main, j) != 0) {
+        sync_job_free(j);
+        return sync_fd(fd, data_only);
+    }
+    pthread_mutex_lock(&j->lock);
+    int late = 0;
+    while (!j->done && late == 0)
+        late = pthread_cond_timedwait(&j->ended, &j->lock, &until);
+    const bool done = j->done;
+    const int err = j->err;
+    j->abandoned = !done;
+    pthread_mutex_unlock(&j->lock);
+    if (!done) {
+        pthread_detach(thread);
+        return ETIMEDOUT;
+    }
+    pthread_join(thread, NULL);
+    sync_job_free(j);
+    return err;
+}
+
+static moe_err sync_failed(const char *path, const char *what, int err)
+{
+    if (err == ETIMEDOUT)
+        return moe_fail(MOE_E_IO, "%s: waited %d s for the disk to sync %s: it does not answer", path, IO_DEADLINE_SECONDS, what);
+    return moe_fail(MOE_E_IO, "%s: sync of %s failed: %s", path, what, disk_full(err) ? "disk full" : strerror(err));
+}
+
 moe_err posix_sync(io *self, io_file *f)
 {
     (void)self;
-    int err;
-    do
-        err = fdatasync(f->fd) == 0 ? 0 : errno;
-    while (err == EINTR);
+    const int err = sync_in_time(f->fd, true);
     if (err != 0)
-        return moe_fail(MOE_E_IO, "%s: sync failed: %s", f->path, disk_full(err) ? "disk full" : strerror(err));
+        return sync_failed(f->path, "the file", err);
     if (f->mode & IO_DROP)
         drop_all(f);
     return MOE_OK;
@@ -171,7 +262,9 @@ moe_err posix_make_dir(io *self, const char *path)
         return MOE_OK;
     const int err = errno;
     return moe_fail(disk_full(err) ? MOE_E_IO : MOE_E_CREATE, "%s: cannot create the folder: %s", path,
-                    disk_full(err) ? "disk full" : err == EEXIST ? "a file of this name is there" : strerror(err));
+                    disk_full(err)  ? "disk full"
+                    : err == EEXIST ? "a file of this name is there"
+                                    : strerror(err));
 }
 
 moe_err posix_rename(io *self, const char *from, const char *to)
@@ -196,13 +289,10 @@ moe_err posix_sync_dir(io *self, const char *path)
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return moe_fail(MOE_E_IO, "%s: cannot open the folder: %s", path, strerror(errno));
-    int err;
-    do
-        err = fsync(fd) == 0 ? 0 : errno;
-    while (err == EINTR);
+    const int err = sync_in_time(fd, false);
     close(fd);
     if (err != 0 && err != EINVAL) /* EINVAL: this file system needs no sync of folders */
-        return moe_fail(MOE_E_IO, "%s: sync of the folder failed: %s", path, strerror(err));
+        return sync_failed(path, "the folder", err);
     return MOE_OK;
 }
 
@@ -251,8 +341,8 @@ void posix_transfer_failed(io_transfer *t, int err)
     const char *what = t->write ? "write" : "read";
     const unsigned long long at = t->offset + t->done;
     if (err == 0)
-        t->rc = moe_fail(MOE_E_IO, "%s: %s at offset %llu: the file ends there, %zu of %zu bytes done", t->file->path, what, at, t->done,
-                         t->bytes);
+        t->rc = moe_fail(MOE_E_IO, "%s: %s at offset %llu: the file ends there, %zu of %zu bytes done", t->file->path, what, at,
+                         t->done, t->bytes);
     else
         t->rc = moe_fail(MOE_E_IO, "%s: %s of %zu bytes at offset %llu: %s", t->file->path, what, t->bytes - t->done, at,
                          disk_full(err) ? "disk full" : strerror(err));
