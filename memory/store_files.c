@@ -1,5 +1,6 @@
 /* The store's files: layout, creation, checks. Each folder holds store.id, slot-<k>.bin and spill.bin (memory/store_private.h).
- * A slot is a file, so that a run that keeps more checkpoints than before only adds files. Owns nothing that moves; threads: opener. */
+ * A slot is a file, so that a run that keeps more checkpoints than before only adds files. Owns nothing that moves; threads:
+ * opener. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,7 +47,8 @@ moe_err store_layout(store *s, const store_config *c)
     if (c->ndirs < 1 || c->ndirs > STORE_MAX_DIRS)
         return moe_fail(MOE_E_CONFIG, "memory.ssd: expected 1 to %d folders, got %d", STORE_MAX_DIRS, c->ndirs);
     if (c->slots < 1 || c->slots > STORE_MAX_SLOTS)
-        return moe_fail(MOE_E_CONFIG, "checkpoint.keep: expected at most %d, got slots for %d", STORE_MAX_SLOTS - 2, c->slots - 1);
+        return moe_fail(MOE_E_CONFIG, "checkpoint.keep: expected at most %d, got slots for %d", STORE_MAX_SLOTS - 2,
+                        c->slots - 1);
     if (c->sections < 0)
         return moe_fail(MOE_E_CONFIG, "store: %d sections", c->sections);
     uint64_t at = 0;
@@ -72,7 +74,10 @@ moe_err store_layout(store *s, const store_config *c)
     return MOE_OK;
 }
 
-static uint64_t slot_file_bytes(const store *s, int dir) { return store_dir_sections(s->sections, s->ndirs, dir) * s->record_bytes; }
+static uint64_t slot_file_bytes(const store *s, int dir)
+{
+    return store_dir_sections(s->sections, s->ndirs, dir) * s->record_bytes;
+}
 
 static moe_err file_path(const store *s, int dir, const char *name, char path[STORE_PATH])
 {
@@ -90,12 +95,17 @@ static moe_err slot_path(const store *s, int dir, int slot, char path[STORE_PATH
 
 static int file_flags(const store *s) { return s->buffered ? IO_DROP : IO_DIRECT; }
 
-/* --- store.id ---------------------------------------------------------------------------------------------------------------- */
+/* --- store.id ----------------------------------------------------------------------------------------------------------------
+ */
 
 static moe_err id_write(const store *s, int dir, int slots)
 {
-    store_id id = {.magic = STORE_MAGIC, .version = STORE_VERSION, .dirs = (uint32_t)s->ndirs, .dir = (uint32_t)dir,
-                   .sections = s->sections, .slots = (uint32_t)slots};
+    store_id id = {.magic = STORE_MAGIC,
+                   .version = STORE_VERSION,
+                   .dirs = (uint32_t)s->ndirs,
+                   .dir = (uint32_t)dir,
+                   .sections = s->sections,
+                   .slots = (uint32_t)slots};
     memcpy(id.uuid, s->uuid, sizeof id.uuid);
     for (int p = 0; p < STORE_PARTS; p++)
         id.part_bytes[p] = s->part_bytes[p];
@@ -140,26 +150,30 @@ static moe_err id_check(store *s, int dir, const store_id *id, const char *path)
         return moe_fail(MOE_E_CONFIG, "%s: belongs to run %s, this run is %s", path, found, expected);
     }
     if (id->dirs != (uint32_t)s->ndirs || id->dir != (uint32_t)dir)
-        return moe_fail(MOE_E_CONFIG, "%s: folder %u of %u of its store, configured as %d of %d; memory.ssd must name the same folders in order",
-                        path, id->dir + 1, id->dirs, dir + 1, s->ndirs);
+        return moe_fail(
+            MOE_E_CONFIG,
+            "%s: folder %u of %u of its store, configured as %d of %d; memory.ssd must name the same folders in order", path,
+            id->dir + 1, id->dirs, dir + 1, s->ndirs);
     if (id->sections != s->sections)
         return moe_fail(MOE_E_DATA, "%s: a store of %d sections, expected %d", path, id->sections, s->sections);
     for (int p = 0; p < STORE_PARTS; p++)
         if (id->part_bytes[p] != s->part_bytes[p])
-            return moe_fail(MOE_E_DATA, "%s: part %c has %llu bytes, expected %zu", path, "wmvg"[p], (unsigned long long)id->part_bytes[p],
-                            s->part_bytes[p]);
+            return moe_fail(MOE_E_DATA, "%s: part %c has %llu bytes, expected %zu", path, "wmvg"[p],
+                            (unsigned long long)id -> part_bytes[p], s -> part_bytes[p]);
     if (id->slots < 1 || id->slots > STORE_MAX_SLOTS)
         return moe_fail(MOE_E_DATA, "%s: %u slots, expected 1 to %d", path, id->slots, STORE_MAX_SLOTS);
     return MOE_OK;
 }
 
-/* --- creating ---------------------------------------------------------------------------------------------------------------- */
+/* --- creating ----------------------------------------------------------------------------------------------------------------
+ */
 
 static moe_err check_file_system(const store *s, int dir, io_space *space)
 {
     TRY(s->io->ops->space(s->io, s->drive[dir].dir, space));
     if (space->in_memory && !s->buffered)
-        return moe_fail(MOE_E_CONFIG, "%s: a file system in memory (tmpfs) is not a disk; choose another folder or set memory.buffered: true",
+        return moe_fail(MOE_E_CONFIG,
+                        "%s: a file system in memory (tmpfs) is not a disk; choose another folder or set memory.buffered: true",
                         s->drive[dir].dir);
     return MOE_OK;
 }
@@ -176,7 +190,8 @@ static moe_err remove_old(const store *s, int dir)
     if (memcmp(id.uuid, s->uuid, sizeof s->uuid) != 0) {
         char found[40];
         uuid_text(id.uuid, found);
-        return moe_fail(MOE_E_CREATE, "%s: the folder holds the store of run %s; choose another folder or remove it", s->drive[dir].dir, found);
+        return moe_fail(MOE_E_CREATE, "%s: the folder holds the store of run %s; choose another folder or remove it",
+                        s->drive[dir].dir, found);
     }
     for (int k = 0; k < STORE_MAX_SLOTS; k++) {
         TRY(slot_path(s, dir, k, path));
@@ -194,9 +209,9 @@ static moe_err check_space(const store *s, const io_space *space, const uint64_t
         for (int e = 0; e < s->ndirs; e++)
             sum += space[e].device == space[d].device ? need[e] : 0;
         if (sum > space[d].free_bytes)
-            return moe_fail(MOE_E_IO, "%s: disk full: the store needs %llu bytes (%.1f GiB), %llu are free (%.1f GiB)", s->drive[d].dir,
-                            (unsigned long long)sum, (double)sum / (1 << 30), (unsigned long long)space[d].free_bytes,
-                            (double)space[d].free_bytes / (1 << 30));
+            return moe_fail(MOE_E_IO, "%s: disk full: the store needs %llu bytes (%.1f GiB), %llu are free (%.1f GiB)",
+                            s->drive[d].dir, (unsigned long long)sum, (double)sum / (1 << 30),
+                            (unsigned long long)space[d].free_bytes, (double)space[d].free_bytes / (1 << 30));
     }
     return MOE_OK;
 }
@@ -214,6 +229,27 @@ static moe_err make_file(const store *s, const char *path, uint64_t bytes, io_fi
 fail:
     s->io->ops->close(s->io, f);
     return rc;
+}
+
+/* A creation that failed gives the disk its bytes back, as far as it can; the folders stay. */
+static void unmake(store *s, int dir, int from_slot)
+{
+    char path[STORE_PATH];
+    store_drive *d = &s->drive[dir];
+    for (int k = from_slot; k < s->slots; k++) {
+        if (d->slot[k] != NULL)
+            s->io->ops->close(s->io, d->slot[k]);
+        d->slot[k] = NULL;
+        if (slot_path(s, dir, k, path) == MOE_OK)
+            (void)!s->io->ops->remove(s->io, path);
+    }
+    if (from_slot > 0)
+        return;
+    if (d->spill != NULL)
+        s->io->ops->close(s->io, d->spill);
+    d->spill = NULL;
+    if (file_path(s, dir, "spill.bin", path) == MOE_OK)
+        (void)!s->io->ops->remove(s->io, path);
 }
 
 static moe_err make_slots(store *s, int dir, int from, bool replace)
@@ -249,16 +285,26 @@ static moe_err create_files(store *s, io_space *space, uint64_t *need)
         need[d] = slot_file_bytes(s, d) * (uint64_t)s->slots + (s->spill_bytes ? spill_dir_bytes(s->spill_bytes, s->ndirs) : 0);
     }
     TRY(check_space(s, space, need));
+    moe_err rc = MOE_OK;
     for (int d = 0; d < s->ndirs; d++) {
-        TRY(id_write(s, d, s->slots));
-        TRY(make_slots(s, d, 0, false));
-        TRY(make_spill(s, d));
-        TRY(s->io->ops->sync_dir(s->io, s->drive[d].dir));
+        TRY_GOTO(id_write(s, d, s->slots), rc, fail); /* from here on the folder's files are this run's, to make and to remove */
+        s->drive[d].made = true;
+        TRY_GOTO(make_slots(s, d, 0, false), rc, fail);
+        TRY_GOTO(make_spill(s, d), rc, fail);
+        TRY_GOTO(s->io->ops->sync_dir(s->io, s->drive[d].dir), rc, fail);
     }
     return MOE_OK;
+fail:;
+    char text[MOE_ERROR_TEXT];
+    moe_error_take(text, sizeof text);
+    for (int d = 0; d < s->ndirs; d++)
+        if (s->drive[d].made)
+            unmake(s, d, 0);
+    return moe_error_set(rc, text);
 }
 
-/* --- opening ----------------------------------------------------------------------------------------------------------------- */
+/* --- opening -----------------------------------------------------------------------------------------------------------------
+ */
 
 static moe_err open_slots(store *s, int dir, int slots)
 {
@@ -295,9 +341,29 @@ static moe_err open_spill(store *s, int dir)
     TRY(s->io->ops->space(s->io, s->drive[dir].dir, &space));
     if (spill_dir_bytes(s->spill_bytes, s->ndirs) > space.free_bytes + size)
         return moe_fail(MOE_E_IO, "%s: disk full: the spill file needs %llu bytes, %llu are free", path,
-                        (unsigned long long)spill_dir_bytes(s->spill_bytes, s->ndirs), (unsigned long long)(space.free_bytes + size));
+                        (unsigned long long)spill_dir_bytes(s->spill_bytes, s->ndirs),
+                        (unsigned long long)(space.free_bytes + size));
     TRY(make_spill(s, dir));
     return s->io->ops->sync_dir(s->io, s->drive[dir].dir);
+}
+
+/* The identities name the new count only when every folder has its files. */
+static moe_err add_slots(store *s, int have)
+{
+    moe_err rc = MOE_OK;
+    for (int d = 0; d < s->ndirs; d++) {
+        TRY_GOTO(make_slots(s, d, have, true), rc, fail);
+        TRY_GOTO(s->io->ops->sync_dir(s->io, s->drive[d].dir), rc, fail);
+    }
+    for (int d = 0; d < s->ndirs; d++)
+        TRY(id_write(s, d, s->slots));
+    return MOE_OK;
+fail:;
+    char text[MOE_ERROR_TEXT];
+    moe_error_take(text, sizeof text);
+    for (int d = 0; d < s->ndirs; d++)
+        unmake(s, d, have);
+    return moe_error_set(rc, text);
 }
 
 static moe_err open_files(store *s, io_space *space, uint64_t *need)
@@ -323,13 +389,7 @@ static moe_err open_files(store *s, io_space *space, uint64_t *need)
     for (int d = 0; d < s->ndirs; d++)
         TRY(s->io->ops->space(s->io, s->drive[d].dir, &space[d]));
     TRY(check_space(s, space, need));
-    for (int d = 0; d < s->ndirs; d++) {
-        TRY(make_slots(s, d, have, true));
-        TRY(s->io->ops->sync_dir(s->io, s->drive[d].dir));
-    }
-    for (int d = 0; d < s->ndirs; d++)
-        TRY(id_write(s, d, s->slots));
-    return MOE_OK;
+    return add_slots(s, have);
 }
 
 moe_err store_files_open(store *s, const store_config *c)

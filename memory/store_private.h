@@ -14,10 +14,10 @@ enum {
     STORE_MAX_DIRS = 64,
     STORE_MAX_SLOTS = 64,
     STORE_MAX_DEPTH = 256,
-    STORE_DEFAULT_DEPTH = 16,   /* sweep: bench/store */
-    STORE_LISTS = 4,            /* one per priority, then ops that were refused */
+    STORE_DEFAULT_DEPTH = 16, /* sweep: bench/store */
+    STORE_LISTS = 4,          /* one per priority, then ops that were refused */
     STORE_REFUSED = 3,
-    STORE_WINDOW = 64,          /* chunks of one op that may be on their way beyond the part that is summed */
+    STORE_WINDOW = 64, /* chunks of one op that may be on their way beyond the part that is summed */
 };
 #define STORE_STRIPE ((uint64_t)IO_CHUNK) /* bytes of the spill area on one drive before the next drive's turn */
 
@@ -38,7 +38,8 @@ typedef struct store_drive {
     char *dir;
     io_file *slot[STORE_MAX_SLOTS];
     io_file *spill;
-    int in_flight; /* chunks; I/O thread */
+    bool made;                          /* by this process: a creation that fails removes its files */
+    int in_flight;                      /* chunks; I/O thread */
     atomic_bool dirty[STORE_MAX_SLOTS]; /* written since the last sync */
 } store_drive;
 
@@ -49,14 +50,14 @@ typedef struct hash_cell {
 } hash_cell;
 
 typedef struct op_state {
-    store_op *next, *prev;  /* in its list                                                     */
-    uint64_t issued;        /* bytes handed to the queue                                       */
-    uint64_t settled;       /* bytes that came back, in any order                              */
-    uint64_t summed;        /* chunks whose bytes are in the sum                               */
-    uint64_t landed;        /* bit i: chunk summed + i came back (reads)                       */
-    hash_cell *hash;        /* sum of the first `summed` chunks; NULL: one chunk, or spill     */
-    uint32_t list;          /* 1 + index of the list it waits in, 0: none                      */
-    uint32_t epoch;         /* of a write: which store_sync waits for it                       */
+    store_op *next, *prev; /* in its list                                                     */
+    uint64_t issued;       /* bytes handed to the queue                                       */
+    uint64_t settled;      /* bytes that came back, in any order                              */
+    uint64_t summed;       /* chunks whose bytes are in the sum                               */
+    uint64_t landed;       /* bit i: chunk summed + i came back (reads)                       */
+    hash_cell *hash;       /* sum of the first `summed` chunks; NULL: one chunk, or spill     */
+    uint32_t list;         /* 1 + index of the list it waits in, 0: none                      */
+    uint32_t epoch;        /* of a write: which store_sync waits for it                       */
 } op_state;
 _Static_assert(sizeof(op_state) <= sizeof(((store_op *)0)->private_), "op_state lives in store_op.private_");
 
@@ -68,7 +69,7 @@ typedef struct op_list {
 
 typedef struct chunk {
     io_transfer t;
-    store_op *op;    /* NULL: free, or given up */
+    store_op *op; /* NULL: free, or given up */
     int drive;
     bool in_flight; /* else free, or landed and not looked at yet */
     double started;
@@ -113,9 +114,9 @@ struct store {
     uint32_t epoch;
     int64_t writes_pending[2]; /* by parity of the epoch */
     int64_t ops_pending;
-    moe_err broken;            /* not MOE_OK: every op fails with broken_text */
+    moe_err broken; /* not MOE_OK: every op fails with broken_text */
     char broken_text[256];
-    moe_err sync_broken;       /* a sync failed: what is on disk is unknown until the store is opened again */
+    moe_err sync_broken; /* a sync failed: what is on disk is unknown until the store is opened again */
     char sync_text[256];
     store_stats stats;
 };
@@ -127,9 +128,9 @@ void store_files_close(store *s);
 uint64_t store_dir_sections(int32_t sections, int ndirs, int dir);
 
 /* store_chunk.c, on the I/O thread. */
-io_transfer *take_chunks(store *s);                     /* with the lock held: the chunks that go now, linked  */
-store_op *first_ready(store *s, store_priority list);   /* with the lock held: the op whose chunk could go     */
-void merge_stats(store *s);                             /* with the lock held                                  */
+io_transfer *take_chunks(store *s);                   /* with the lock held: the chunks that go now, linked  */
+store_op *first_ready(store *s, store_priority list); /* with the lock held: the op whose chunk could go     */
+void merge_stats(store *s);                           /* with the lock held                                  */
 void sum_next_chunk(store *s, store_op *op);
 void chunk_land(store *s, chunk *c); /* came back from the disk: its place is free at once, its bytes wait for chunk_settle */
 void chunk_settle(store *s);         /* the oldest landed chunk: checksum of a read, end of its op                          */

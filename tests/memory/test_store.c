@@ -1,102 +1,8 @@
-/* The store over real files, with both backends: round trips, damage, wrong folders, full and unfit disks, priorities, deadlines. What a
- * real disk cannot be made to do comes from the simulated one. The files live under $TMPDIR or /var/tmp. */
-#include <criterion/criterion.h>
-#include <fcntl.h>
-#include <stdio.h>
+/* The store over real files, with both backends: round trips, damage, wrong folders, full and unfit disks. The files live under
+ * $TMPDIR or /var/tmp. What a real disk cannot be made to do is in test_store_faults.c. */
 #include <sys/stat.h>
-#include <unistd.h>
 
-#include "tests/memory/disk_fill.h"
-#include "tests/memory/scratch.h"
-#include "tests/memory/sim_disk.h"
-
-#define OK(call) cr_assert_eq((call), MOE_OK, "%s", moe_error_text())
-#define FAILS(call, code, text)                                                                                                        \
-    do {                                                                                                                               \
-        cr_assert_eq((call), (code), "%s", moe_error_text());                                                                          \
-        cr_assert(strstr(moe_error_text(), (text)), "\"%s\" lacks \"%s\"", moe_error_text(), (text));                                  \
-    } while (0)
-
-enum { SECTIONS = 4 };
-
-static const size_t some_parts[STORE_PARTS] = {2 * IO_CHUNK + 12345, 4096, IO_CHUNK, 100};
-
-typedef struct fixture {
-    scratch dir;
-    io *io;
-    store *store;
-    store_config c;
-    const char *dirs[2];
-    char path[2][SCRATCH_PATH];
-} fixture;
-
-static bool real_setup(fixture *b, const char *backend, int ndirs)
-{
-    memset(b, 0, sizeof *b);
-    scratch_make(&b->dir);
-    char note[256];
-    if (io_open(&b->io, backend, note) != MOE_OK) {
-        fprintf(stderr, "skip: %s: %s\n", backend, moe_error_text());
-        scratch_remove(&b->dir);
-        return false;
-    }
-    for (int d = 0; d < ndirs; d++) {
-        scratch_path(&b->dir, b->path[d], d == 0 ? "store0" : "store1");
-        b->dirs[d] = b->path[d];
-    }
-    b->c = (store_config){.io = b->io, .dirs = b->dirs, .ndirs = ndirs, .uuid = {1, 2, 3}, .sections = SECTIONS, .slots = 2,
-                          .spill_bytes = 5 * IO_CHUNK + IO_ALIGN, .create = true};
-    memcpy(b->c.part_bytes, some_parts, sizeof some_parts);
-    b->c.buffered = !scratch_has_direct(&b->dir);
-    return true;
-}
-
-static void real_end(fixture *b)
-{
-    store_close(b->store);
-    io_close(b->io);
-    scratch_remove(&b->dir);
-}
-
-static void reopen(fixture *b)
-{
-    store_close(b->store);
-    b->store = NULL;
-    b->c.create = false;
-    OK(store_open(&b->store, &b->c));
-}
-
-static uint64_t key(int s, int p, int slot) { return (uint64_t)(s * 100 + p * 10 + slot); }
-
-/* All parts of all sections to or from one slot. sums: [SECTIONS * STORE_PARTS] */
-static moe_err move_all(fixture *b, bool write, int slot, uint64_t *sums)
-{
-    enum { N = SECTIONS * STORE_PARTS };
-    static store_op op[N];
-    latch l = LATCH_INIT;
-    for (int i = 0; i < N; i++) {
-        const int s = i / STORE_PARTS, p = i % STORE_PARTS;
-        op[i] = (store_op){.write = write, .priority = (store_priority)(i % 3), .section = s, .part = (store_part)p, .slot = slot,
-                           .buf = fill_alloc(some_parts[p]), .sum = sums[i]};
-        if (write)
-            fill_bytes(op[i].buf, some_parts[p], key(s, p, slot));
-        latch_submit(b->store, &op[i], &l);
-        if (i % 7 == 3)
-            store_promote(b->store, &op[i]);
-    }
-    latch_wait(&l);
-    OK(store_check(b->store));
-    moe_err rc = MOE_OK;
-    for (int i = 0; i < N; i++) {
-        if (op[i].rc != MOE_OK && rc == MOE_OK)
-            rc = moe_error_set(op[i].rc, op[i].text);
-        else if (!write && op[i].rc == MOE_OK)
-            cr_assert_eq(fill_differs(op[i].buf, some_parts[i % STORE_PARTS], key(i / STORE_PARTS, i % STORE_PARTS, slot)), some_parts[i % STORE_PARTS]);
-        sums[i] = op[i].sum;
-        free(op[i].buf);
-    }
-    return rc;
-}
+#include "tests/memory/store_fixture.h"
 
 static moe_err one_spill(fixture *b, bool write, uint64_t offset, size_t n)
 {
@@ -183,7 +89,8 @@ Test(store, registered_memory)
     free(region);
 }
 
-/* --- damage ------------------------------------------------------------------------------------------------------------------ */
+/* --- damage ------------------------------------------------------------------------------------------------------------------
+ */
 
 static void damaged(const char *backend)
 {
@@ -287,7 +194,8 @@ Test(store, creating_again_after_an_interrupted_creation)
     real_end(&b);
 }
 
-/* --- disks that do not fit --------------------------------------------------------------------------------------------------- */
+/* --- disks that do not fit ---------------------------------------------------------------------------------------------------
+ */
 
 Test(store, tmpfs_is_refused)
 {
@@ -317,180 +225,4 @@ Test(store, disk_too_small_names_what_is_missing)
     b.c.part_bytes[0] = SIZE_MAX;
     FAILS(store_open(&b.store, &b.c), MOE_E_CONFIG, "too large");
     real_end(&b);
-}
-
-/* --- faults a real disk does not offer --------------------------------------------------------------------------------------- */
-
-static void sim_setup(fixture *b, sim_disk **d)
-{
-    memset(b, 0, sizeof *b);
-    *d = sim_disk_new(3);
-    b->io = sim_disk_io(*d);
-    b->dirs[0] = "store";
-    b->c = (store_config){.io = b->io, .dirs = b->dirs, .ndirs = 1, .sections = SECTIONS, .slots = 1, .create = true, .depth = 2,
-                          .spill_bytes = IO_CHUNK};
-    memcpy(b->c.part_bytes, some_parts, sizeof some_parts);
-}
-
-Test(store, unfit_file_systems)
-{
-    fixture b;
-    sim_disk *d;
-    sim_setup(&b, &d);
-    sim_disk_set_in_memory(d, true);
-    FAILS(store_open(&b.store, &b.c), MOE_E_CONFIG, "memory.buffered");
-    sim_disk_set_in_memory(d, false);
-    sim_disk_set_no_direct(d, true);
-    FAILS(store_open(&b.store, &b.c), MOE_E_CONFIG, "O_DIRECT");
-    sim_disk_set_in_memory(d, true);
-    b.c.buffered = true;
-    OK(store_open(&b.store, &b.c));
-    store_close(b.store);
-    sim_disk_fail(d, SIM_CREATE, "store/", 100, MOE_E_CREATE, "Read-only file system");
-    FAILS(store_open(&b.store, &b.c), MOE_E_CREATE, "Read-only");
-    sim_disk_free(d);
-}
-
-Test(store, read_and_write_errors_name_the_file_and_pass)
-{
-    fixture b;
-    sim_disk *d;
-    sim_setup(&b, &d);
-    OK(store_open(&b.store, &b.c));
-    uint64_t sums[SECTIONS * STORE_PARTS] = {0};
-    OK(move_all(&b, true, 0, sums));
-    sim_disk_fail(d, SIM_WRITE, "slot-0", 1, MOE_E_IO, "disk full");
-    FAILS(move_all(&b, true, 0, sums), MOE_E_IO, "slot-0.bin: disk full");
-    OK(move_all(&b, true, 0, sums));
-    sim_disk_fail(d, SIM_READ, "slot-0", 3, MOE_E_IO, "Input/output error");
-    FAILS(move_all(&b, false, 0, sums), MOE_E_IO, "slot-0.bin: Input/output error");
-    OK(move_all(&b, false, 0, sums));
-    OK(store_sync(b.store));
-    store_close(b.store);
-    sim_disk_free(d);
-}
-
-Test(store, a_failed_sync_is_not_forgotten)
-{
-    fixture b;
-    sim_disk *d;
-    sim_setup(&b, &d);
-    OK(store_open(&b.store, &b.c));
-    uint64_t sums[SECTIONS * STORE_PARTS] = {0};
-    OK(move_all(&b, true, 0, sums));
-    sim_disk_fail(d, SIM_SYNC, "slot-0", 1, MOE_E_IO, "Input/output error");
-    FAILS(store_sync(b.store), MOE_E_IO, "Input/output error");
-    FAILS(store_sync(b.store), MOE_E_IO, "Input/output error");
-    store_close(b.store);
-    b.c.create = false;
-    OK(store_open(&b.store, &b.c));
-    OK(store_sync(b.store));
-    store_close(b.store);
-    sim_disk_free(d);
-}
-
-/* A disk that does not answer: every op ends with a sentence, later ones at once, and close returns. */
-Test(store, deadline, .timeout = 20)
-{
-    fixture b;
-    sim_disk *d;
-    sim_setup(&b, &d);
-    b.c.deadline_seconds = 0.2;
-    OK(store_open(&b.store, &b.c));
-    sim_disk_fail(d, SIM_HANG, "slot-0", 1, MOE_E_IO, "");
-    uint64_t sums[SECTIONS * STORE_PARTS] = {0};
-    FAILS(move_all(&b, true, 0, sums), MOE_E_IO, "it does not answer");
-    FAILS(move_all(&b, false, 0, sums), MOE_E_IO, "it does not answer");
-    FAILS(store_sync(b.store), MOE_E_IO, "it does not answer");
-    sim_disk_fail(d, SIM_HANG, "", 0, MOE_OK, ""); /* late answers find nobody, and nothing breaks */
-    store_close(b.store);
-    sim_disk_free(d);
-}
-
-Test(store, impossible_ops_end_with_a_sentence)
-{
-    fixture b;
-    sim_disk *d;
-    sim_setup(&b, &d);
-    OK(store_open(&b.store, &b.c));
-    char *buf = fill_alloc(8 * IO_CHUNK);
-    const store_op bad[] = {
-        {.section = -1, .buf = buf},
-        {.section = SECTIONS, .buf = buf},
-        {.slot = 1, .buf = buf},
-        {.slot = -1, .buf = buf},
-        {.buf = buf + 8},
-        {.spill = true, .buf = buf, .offset = 1, .bytes = 1},
-        {.spill = true, .buf = buf, .offset = 0, .bytes = IO_CHUNK + 1},
-        {.spill = true, .buf = buf, .offset = UINT64_MAX - 4095, .bytes = 8192},
-        {.spill = true, .buf = buf, .offset = 0, .bytes = 0},
-    };
-    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
-        latch l = LATCH_INIT;
-        store_op op = bad[i];
-        latch_submit(b.store, &op, &l);
-        latch_wait(&l);
-        cr_assert_neq(op.rc, MOE_OK, "op %zu", i);
-        cr_assert(strlen(op.text) > 0);
-    }
-    store_close(b.store);
-    free(buf);
-    sim_disk_free(d);
-}
-
-/* --- who goes first ---------------------------------------------------------------------------------------------------------- */
-
-typedef struct order {
-    pthread_mutex_t lock;
-    char ended[64];
-    int n;
-    latch *latch;
-} order;
-
-static void note_end(store_op *op)
-{
-    order *o = op->user;
-    pthread_mutex_lock(&o->lock);
-    o->ended[o->n++] = "DWP"[op->priority];
-    pthread_mutex_unlock(&o->lock);
-    pthread_mutex_lock(&o->latch->lock);
-    o->latch->left--;
-    pthread_cond_signal(&o->latch->zero);
-    pthread_mutex_unlock(&o->latch->lock);
-}
-
-/* One transfer at a time: demand first, but two dozen of it do not keep a write or a prefetch waiting to the end. */
-Test(store, priorities_without_starvation)
-{
-    fixture b;
-    sim_disk *d;
-    sim_setup(&b, &d);
-    b.c.depth = 1;
-    OK(store_open(&b.store, &b.c));
-    latch l = LATCH_INIT;
-    order o = {.lock = PTHREAD_MUTEX_INITIALIZER, .latch = &l};
-    enum { N = 36 };
-    static store_op op[N];
-    char *buf = fill_alloc(N * IO_ALIGN);
-    sim_disk_fail(d, SIM_READ, "slot-0", 0, MOE_OK, "");
-    l.left = N;
-    for (int i = 0; i < N; i++) {
-        const store_priority pri = i < 6 ? STORE_PREFETCH : i < 12 ? STORE_WRITE : STORE_DEMAND;
-        op[i] = (store_op){.write = true, .priority = pri, .section = i % SECTIONS, .part = STORE_M, .buf = buf + (size_t)i * IO_ALIGN,
-                           .done = note_end, .user = &o};
-    }
-    for (int i = 0; i < N; i++)
-        store_submit(b.store, &op[i]);
-    latch_wait(&l);
-    OK(store_check(b.store));
-    int last_demand = 0, first_prefetch = N, first_write = N;
-    for (int i = 0; i < N; i++) {
-        last_demand = o.ended[i] == 'D' ? i : last_demand;
-        first_prefetch = o.ended[i] == 'P' && first_prefetch == N && i > 0 ? i : first_prefetch;
-        first_write = o.ended[i] == 'W' && first_write == N ? i : first_write;
-    }
-    cr_assert(first_write < last_demand && first_prefetch < last_demand, "order %.36s", o.ended);
-    store_close(b.store);
-    free(buf);
-    sim_disk_free(d);
 }
