@@ -1,9 +1,10 @@
 /* Checkpoints: the commit protocol and the folder of kept manifests. The bytes of a manifest are manifest.c.
  *
  * Order of a commit, each step durable before the next: dense part into a file no kept manifest names; store_sync; manifest.tmp;
- * rename; the folder. A crash before the rename is durable leaves the old manifests and everything they name; after it the new one
- * is complete. Only then are older manifests removed, and it does not matter whether a removal survives a crash: the newest wins.
- * Owns the kept manifests in memory. Threads: one at a time. Rule: a slot is free only when checkpoint_names_slot says so. */
+ * rename; the folder. A crash before the rename is durable leaves the old manifests and everything they name; after it the new
+ * one is complete. Only then are older manifests removed, and it does not matter whether a removal survives a crash: the newest
+ * wins. Owns the kept manifests in memory. Threads: one at a time. Rule: a slot is free only when checkpoint_names_slot says so.
+ */
 #include "memory/checkpoint.h"
 
 #include <stdio.h>
@@ -19,10 +20,10 @@ struct checkpoint {
     char *dir;
     int keep;
     bool direct;
-    bool unsettled;                /* the newest was renamed, but its folder could not be synced */
-    manifest *kept[KEEP_MAX + 1];  /* newest first; one more than `keep` while unsettled */
+    bool unsettled;               /* the newest was renamed, but its folder could not be synced */
+    manifest *kept[KEEP_MAX + 1]; /* newest first; one more than `keep` while unsettled */
     int n;
-    manifest *opened;              /* latest when opened: callers may hold it until close */
+    manifest *opened; /* latest when opened: callers may hold it until close */
 };
 
 static moe_err make_path(const checkpoint *c, char path[PATH_MAX_BYTES], const char *kind, uint64_t number, const char *suffix)
@@ -34,7 +35,8 @@ static moe_err make_path(const checkpoint *c, char path[PATH_MAX_BYTES], const c
 
 static uint64_t padded(uint64_t bytes) { return (bytes + IO_ALIGN - 1) & ~(uint64_t)(IO_ALIGN - 1); }
 
-/* --- which manifests are there ----------------------------------------------------------------------------------------------- */
+/* --- which manifests are there -----------------------------------------------------------------------------------------------
+ */
 
 typedef struct step_list {
     uint64_t *step;
@@ -109,7 +111,8 @@ static moe_err load_manifest(const checkpoint *c, uint64_t step, manifest **out)
     return rc;
 }
 
-/* Loads the `keep` newest whole manifests. A read error is not a broken manifest: going on from an older one is the user's choice. */
+/* Loads the `keep` newest whole manifests. A read error is not a broken manifest: going on from an older one is the user's
+ * choice. */
 static moe_err load_kept(checkpoint *c, const step_list *l, char *note)
 {
     char broken[NOTE_BYTES / 2] = "";
@@ -191,7 +194,8 @@ bool checkpoint_names_slot(const checkpoint *c, section_id s, int slot, bool gra
     return false;
 }
 
-/* --- dense part -------------------------------------------------------------------------------------------------------------- */
+/* --- dense part --------------------------------------------------------------------------------------------------------------
+ */
 
 moe_err checkpoint_read_dense(checkpoint *c, void *buf, uint64_t bytes)
 {
@@ -199,8 +203,8 @@ moe_err checkpoint_read_dense(checkpoint *c, void *buf, uint64_t bytes)
     if (m == NULL)
         return moe_fail(MOE_E_NOINPUT, "%s: no checkpoint to read the dense part from", c->dir);
     if (m->dense_bytes != bytes)
-        return moe_fail(MOE_E_DATA, "%s: the dense part of step %llu has %llu bytes, expected %llu", c->dir, (unsigned long long)m->step,
-                        (unsigned long long)m->dense_bytes, (unsigned long long)bytes);
+        return moe_fail(MOE_E_DATA, "%s: the dense part of step %llu has %llu bytes, expected %llu", c->dir,
+                        (unsigned long long)m->step, (unsigned long long)m->dense_bytes, (unsigned long long)bytes);
     if (bytes == 0)
         return MOE_OK;
     char path[PATH_MAX_BYTES];
@@ -212,13 +216,14 @@ moe_err checkpoint_read_dense(checkpoint *c, void *buf, uint64_t bytes)
     moe_err rc;
     TRY_GOTO(c->io->ops->size(c->io, f, &size), rc, out);
     if (size < padded(bytes)) {
-        rc = moe_fail(MOE_E_DATA, "%s: %llu bytes, expected %llu", path, (unsigned long long)size, (unsigned long long)padded(bytes));
+        rc = moe_fail(MOE_E_DATA, "%s: %llu bytes, expected %llu", path, (unsigned long long)size,
+                      (unsigned long long)padded(bytes));
         goto out;
     }
     TRY_GOTO(io_transfer_range(c->io, &r), rc, out);
     if (sum != m->dense_sum)
-        rc = moe_fail(MOE_E_DATA, "%s: checksum mismatch: expected %016llx, found %016llx", path, (unsigned long long)m->dense_sum,
-                      (unsigned long long)sum);
+        rc = moe_fail(MOE_E_DATA, "%s: checksum mismatch: expected %016llx, found %016llx", path,
+                      (unsigned long long)m->dense_sum, (unsigned long long)sum);
 out:
     c->io->ops->close(c->io, f);
     return rc;
@@ -247,8 +252,16 @@ static moe_err write_dense(checkpoint *c, manifest *m, const void *dense)
     const bool there = c->io->ops->exists(c->io, path);
     io_file *f = NULL;
     TRY(c->io->ops->open(c->io, &f, path, (there ? IO_WRITE : IO_CREATE) | (c->direct ? IO_DIRECT : IO_DROP)));
-    union { const void *in; void *out; } buf = {dense}; /* a write does not touch it */
-    const io_range r = {.file = f, .write = true, .buf = buf.out, .bytes = padded(m->dense_bytes), .sum = &m->dense_sum, .sum_bytes = m->dense_bytes};
+    union {
+        const void *in;
+        void *out;
+    } buf = {dense}; /* a write does not touch it */
+    const io_range r = {.file = f,
+                        .write = true,
+                        .buf = buf.out,
+                        .bytes = padded(m->dense_bytes),
+                        .sum = &m->dense_sum,
+                        .sum_bytes = m->dense_bytes};
     moe_err rc;
     TRY_GOTO(c->io->ops->allocate(c->io, f, r.bytes), rc, out);
     TRY_GOTO(io_transfer_range(c->io, &r), rc, out);
@@ -258,7 +271,8 @@ out:
     return rc; /* its name becomes durable with the manifest's: one sync of the folder */
 }
 
-/* --- commit ------------------------------------------------------------------------------------------------------------------ */
+/* --- commit ------------------------------------------------------------------------------------------------------------------
+ */
 
 /* The newest manifest is durable: forget what is beyond `keep`, and a kept one of the same step whose file it replaced. */
 static void settle(checkpoint *c)

@@ -81,8 +81,12 @@ static void range_issue(range_state *s, io *self)
             continue;
         const size_t left = s->r->bytes - s->issued;
         const size_t n = left < IO_CHUNK ? left : IO_CHUNK;
-        s->chunk[i] = (io_transfer){.file = s->r->file, .write = s->r->write, .buf = (char *)s->r->buf + s->issued, .bytes = n,
-                                    .offset = s->r->offset + s->issued, .user = &s->started[i]};
+        s->chunk[i] = (io_transfer){.file = s->r->file,
+                                    .write = s->r->write,
+                                    .buf = (char *)s->r->buf + s->issued,
+                                    .bytes = n,
+                                    .offset = s->r->offset + s->issued,
+                                    .user = &s->started[i]};
         s->started[i] = now_seconds();
         const moe_err rc = self->ops->queue_submit(s->q, &s->chunk[i]);
         if (rc != MOE_OK) {
@@ -117,8 +121,9 @@ static void range_wait(range_state *s, io *self)
     for (int i = 0; i < RANGE_DEPTH; i++)
         if (s->started[i] != 0 && now - s->started[i] > IO_DEADLINE_SECONDS) {
             char text[256];
-            snprintf(text, sizeof text, "waited %d s for the disk to %s %zu bytes at offset %llu: it does not answer", IO_DEADLINE_SECONDS,
-                     s->r->write ? "write" : "read", s->chunk[i].bytes, (unsigned long long)s->chunk[i].offset);
+            snprintf(text, sizeof text, "waited %d s for the disk to %s %zu bytes at offset %llu: it does not answer",
+                     IO_DEADLINE_SECONDS, s->r->write ? "write" : "read", s->chunk[i].bytes,
+                     (unsigned long long)s->chunk[i].offset);
             range_fail(s, MOE_E_IO, text);
             s->hung = true;
             s->in_flight = 0;
@@ -164,7 +169,8 @@ out:
     return rc;
 }
 
-/* --- small files and folders ------------------------------------------------------------------------------------------------- */
+/* --- small files and folders -------------------------------------------------------------------------------------------------
+ */
 
 moe_err io_read_file(io *self, const char *path, size_t limit, void **data, size_t *bytes)
 {
@@ -201,7 +207,10 @@ moe_err io_write_file(io *self, const char *path, const void *data, size_t bytes
     TRY(self->ops->remove(self, path));
     io_file *f = NULL;
     TRY(self->ops->open(self, &f, path, IO_CREATE));
-    union { const void *in; void *out; } buf = {data}; /* a transfer's buffer is not const; a write does not touch it */
+    union {
+        const void *in;
+        void *out;
+    } buf = {data}; /* a transfer's buffer is not const; a write does not touch it */
     const io_range r = {.file = f, .write = true, .buf = buf.out, .bytes = bytes};
     moe_err rc;
     TRY_GOTO(io_transfer_range(self, &r), rc, out);

@@ -1,6 +1,6 @@
-/* The backend for places where io_uring is forbidden: a few threads that each do one pread or pwrite at a time. Owns the threads of
- * a queue; files come from io_posix.c. Threads: submit and wait from the queue's thread, wake from any.
- * Rule: a queue whose disk hangs is abandoned on close, because a thread inside pread cannot be stopped. */
+/* The backend for places where io_uring is forbidden: a few threads that each do one pread or pwrite at a time. Owns the threads
+ * of a queue; files come from io_posix.c. Threads: submit and wait from the queue's thread, wake from any. Rule: a queue whose
+ * disk hangs is abandoned on close, because a thread inside pread cannot be stopped. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -11,10 +11,10 @@
 #include "memory/io_posix.h"
 
 enum {
-    PREAD_THREADS = 16,         /* enough to reach the rate of a virtio or NVMe drive with 1 MiB transfers */
-    PREAD_STACK = 256 << 10,    /* bytes, thread-local error texts included */
-    PREAD_RETRIES = 1000,       /* of EAGAIN */
-    PREAD_CLOSE_SECONDS = 5,    /* patience with a hung disk */
+    PREAD_THREADS = 16,      /* enough to reach the rate of a virtio or NVMe drive with 1 MiB transfers */
+    PREAD_STACK = 256 << 10, /* bytes, thread-local error texts included */
+    PREAD_RETRIES = 1000,    /* of EAGAIN */
+    PREAD_CLOSE_SECONDS = 5, /* patience with a hung disk */
 };
 
 struct io_queue {

@@ -1,7 +1,7 @@
 /* The io_uring backend. Owns the rings; files come from io_posix.c. No kernel polling threads (they burn a core) and no polled
- * completions (virtio has none). Registered files and buffers, and the newer task-work flags, are used where the kernel allows them and
- * silently left out where not: they change the speed only.
- * Threads: a queue is opened, used and closed by one thread; queue_wake from any. */
+ * completions (virtio has none). Registered files and buffers, and the newer task-work flags, are used where the kernel allows
+ * them and silently left out where not: they change the speed only. Threads: a queue is opened, used and closed by one thread;
+ * queue_wake from any. */
 #include <errno.h>
 #include <liburing.h>
 #include <stdatomic.h>
@@ -26,9 +26,9 @@ typedef struct uring {
 struct io_queue {
     struct io_uring ring;
     uint64_t number;
-    int depth, in_flight;            /* in_flight: requests with the kernel */
-    int submitted;                   /* transfers not yet handed back       */
-    io_transfer *todo, **todo_end;   /* beyond the depth                    */
+    int depth, in_flight;          /* in_flight: requests with the kernel */
+    int submitted;                 /* transfers not yet handed back       */
+    io_transfer *todo, **todo_end; /* beyond the depth                    */
     io_transfer *finished;
     int event_fd;
     bool event_armed, woken;
@@ -55,7 +55,8 @@ static int ring_open(struct io_uring *ring, unsigned entries)
     return rc;
 }
 
-/* --- requests ---------------------------------------------------------------------------------------------------------------- */
+/* --- requests ----------------------------------------------------------------------------------------------------------------
+ */
 
 static struct io_uring_sqe *next_sqe(io_queue *q)
 {
@@ -87,7 +88,8 @@ static int fixed_file(io_queue *q, io_file *f)
         return f->fixed;
     f->fixed_queue = q->number;
     f->fixed = -1;
-    if (q->files_registered && q->files < FIXED_FILES && io_uring_register_files_update(&q->ring, (unsigned)q->files, &f->fd, 1) == 1)
+    if (q->files_registered && q->files < FIXED_FILES &&
+        io_uring_register_files_update(&q->ring, (unsigned)q->files, &f->fd, 1) == 1)
         f->fixed = q->files++;
     return f->fixed;
 }
@@ -178,7 +180,8 @@ static void request_done(io_queue *q, io_transfer *t, int res)
     finish(q, t);
 }
 
-/* --- the table --------------------------------------------------------------------------------------------------------------- */
+/* --- the table ---------------------------------------------------------------------------------------------------------------
+ */
 
 static void uring_queue_close(io *self, io_queue *q)
 {
@@ -241,7 +244,8 @@ static void reap(io_queue *q)
 {
     struct io_uring_cqe *cqe;
     unsigned head, n = 0;
-    io_uring_for_each_cqe(&q->ring, head, cqe) {
+    io_uring_for_each_cqe(&q->ring, head, cqe)
+    {
         n++;
         void *data = io_uring_cqe_get_data(cqe);
         if (data == q) {
@@ -263,8 +267,9 @@ static moe_err uring_queue_wait(io_queue *q, io_transfer **done)
         struct io_uring_cqe *cqe = NULL;
         if (!arm_event(q))
             return moe_fail(MOE_E_IO, "io_uring: the ring takes no requests");
-        const int rc = q->finished != NULL ? io_uring_submit(&q->ring)
-                                           : io_uring_submit_and_wait_timeout(&q->ring, &cqe, 1, q->submitted > 0 ? &second : NULL, NULL);
+        const int rc = q->finished != NULL
+                           ? io_uring_submit(&q->ring)
+                           : io_uring_submit_and_wait_timeout(&q->ring, &cqe, 1, q->submitted > 0 ? &second : NULL, NULL);
         if (rc < 0 && rc != -ETIME && rc != -EINTR && rc != -EAGAIN && rc != -EBUSY)
             return moe_fail(MOE_E_IO, "io_uring: wait failed: %s", strerror(-rc));
         reap(q);

@@ -1,6 +1,6 @@
-/* The manifest: bytes to struct and back. The reader treats its input as hostile: nothing is believed before it is checked, no size is
- * multiplied before it is bounded by the file's length, and no allocation is larger than the file. Fuzzed: tests/fuzz/fuzz_manifest.c.
- * Owns nothing; threads: any. */
+/* The manifest: bytes to struct and back. The reader treats its input as hostile: nothing is believed before it is checked, no
+ * size is multiplied before it is bounded by the file's length, and no allocation is larger than the file. Fuzzed:
+ * tests/fuzz/fuzz_manifest.c. Owns nothing; threads: any. */
 #include "memory/manifest.h"
 
 #include <stdlib.h>
@@ -13,10 +13,13 @@ static moe_err check_record(const manifest *m, int32_t s, const char *what)
 {
     const record *r = &m->records[s];
     if (r->step > m->step || r->grad_step > m->step)
-        return moe_fail(MOE_E_DATA, "%s: section %d is at step %llu with a gradient of step %llu, past the checkpoint's step %llu", what, s,
+        return moe_fail(MOE_E_DATA,
+                        "%s: section %d is at step %llu with a gradient of step %llu, past the checkpoint's step %llu", what, s,
                         (unsigned long long)r->step, (unsigned long long)r->grad_step, (unsigned long long)m->step);
-    if (r->slot < -1 || r->slot >= MANIFEST_SLOT_MAX || r->grad_slot < -1 || r->grad_slot >= MANIFEST_SLOT_MAX || r->reserved != 0)
-        return moe_fail(MOE_E_DATA, "%s: section %d: slot %d, gradient slot %d, reserved %u", what, s, r->slot, r->grad_slot, r->reserved);
+    if (r->slot < -1 || r->slot >= MANIFEST_SLOT_MAX || r->grad_slot < -1 || r->grad_slot >= MANIFEST_SLOT_MAX ||
+        r->reserved != 0)
+        return moe_fail(MOE_E_DATA, "%s: section %d: slot %d, gradient slot %d, reserved %u", what, s, r->slot, r->grad_slot,
+                        r->reserved);
     if (r->slot == -1 && r->step != 0)
         return moe_fail(MOE_E_DATA, "%s: section %d is at step %llu but was never written", what, s, (unsigned long long)r->step);
     if (r->grad_step != 0 && r->grad_step <= r->step)
@@ -39,7 +42,8 @@ static moe_err check_log_entry(const manifest *m, uint64_t i, const char *what)
                         (unsigned long long)e->step, (unsigned long long)expected);
     if (!in_range(e->beta1, 0, 1) || !in_range(e->beta2, 0, 1) || !in_range(e->clip, 0, 1) || !in_range(e->eps, 0, 1e30) ||
         !in_range(e->lr, -1e30, 1e30) || !in_range(e->weight_decay, -1e30, 1e30))
-        return moe_fail(MOE_E_DATA, "%s: step log: step %llu: lr %g, betas %g %g, eps %g, weight decay %g, clip %g are not possible", what,
+        return moe_fail(MOE_E_DATA,
+                        "%s: step log: step %llu: lr %g, betas %g %g, eps %g, weight decay %g, clip %g are not possible", what,
                         (unsigned long long)e->step, e->lr, e->beta1, e->beta2, e->eps, e->weight_decay, e->clip);
     return MOE_OK;
 }
@@ -49,11 +53,14 @@ moe_err manifest_check(const manifest *m, const char *what)
     if (m->sections < 0)
         return moe_fail(MOE_E_DATA, "%s: %d sections", what, m->sections);
     if (m->state_bytes > MANIFEST_STATE_MAX)
-        return moe_fail(MOE_E_DATA, "%s: %llu bytes of state, expected at most %d", what, (unsigned long long)m->state_bytes, MANIFEST_STATE_MAX);
+        return moe_fail(MOE_E_DATA, "%s: %llu bytes of state, expected at most %d", what, (unsigned long long)m->state_bytes,
+                        MANIFEST_STATE_MAX);
     if (m->step > INT64_MAX || m->log_steps > m->step)
-        return moe_fail(MOE_E_DATA, "%s: a log of %llu steps at step %llu", what, (unsigned long long)m->log_steps, (unsigned long long)m->step);
+        return moe_fail(MOE_E_DATA, "%s: a log of %llu steps at step %llu", what, (unsigned long long)m->log_steps,
+                        (unsigned long long)m->step);
     if (m->dense_bytes > ((uint64_t)1 << 60) || m->dense_slot < -1 || m->dense_slot >= MANIFEST_SLOT_MAX)
-        return moe_fail(MOE_E_DATA, "%s: dense part of %llu bytes in slot %d", what, (unsigned long long)m->dense_bytes, m->dense_slot);
+        return moe_fail(MOE_E_DATA, "%s: dense part of %llu bytes in slot %d", what, (unsigned long long)m->dense_bytes,
+                        m->dense_slot);
     uint64_t oldest = m->step;
     for (int32_t s = 0; s < m->sections; s++) {
         TRY(check_record(m, s, what));
@@ -67,7 +74,8 @@ moe_err manifest_check(const manifest *m, const char *what)
     return MOE_OK;
 }
 
-/* --- struct to bytes --------------------------------------------------------------------------------------------------------- */
+/* --- struct to bytes ---------------------------------------------------------------------------------------------------------
+ */
 
 /* Sizes of the variable parts; callers have bounded all three by MANIFEST_MAX. */
 typedef struct sizes {
@@ -78,8 +86,8 @@ static moe_err sizes_of(sizes *z, int32_t sections, uint64_t log_steps, uint64_t
 {
     if (sections < 0 || (uint64_t)sections > MANIFEST_MAX / sizeof(record) || log_steps > MANIFEST_MAX / sizeof(adamw_step) ||
         state_bytes > MANIFEST_STATE_MAX)
-        return moe_fail(MOE_E_DATA, "%s: %d sections, %llu logged steps and %llu bytes of state are too large for a manifest", what, sections,
-                        (unsigned long long)log_steps, (unsigned long long)state_bytes);
+        return moe_fail(MOE_E_DATA, "%s: %d sections, %llu logged steps and %llu bytes of state are too large for a manifest",
+                        what, sections, (unsigned long long)log_steps, (unsigned long long)state_bytes);
     *z = (sizes){(size_t)sections * sizeof(record), (size_t)log_steps * sizeof(adamw_step), (size_t)state_bytes};
     return MOE_OK;
 }
@@ -100,10 +108,19 @@ moe_err manifest_format(const manifest *m, void **data, size_t *bytes)
     const size_t all = sizeof(manifest_header) + z.records + z.log + z.state + SUM_BYTES;
     if (all > MANIFEST_MAX)
         return moe_fail(MOE_E_DATA, "manifest: %zu bytes, expected at most %d", all, MANIFEST_MAX);
-    manifest_header h = {.magic = MANIFEST_MAGIC, .version = MANIFEST_VERSION, .header_bytes = sizeof h, .file_bytes = all, .step = m->step,
-                         .sections = m->sections, .dense_slot = m->dense_slot, .record_bytes = sizeof(record),
-                         .log_entry_bytes = sizeof(adamw_step), .log_steps = m->log_steps, .state_bytes = m->state_bytes,
-                         .dense_bytes = m->dense_bytes, .dense_sum = m->dense_sum};
+    manifest_header h = {.magic = MANIFEST_MAGIC,
+                         .version = MANIFEST_VERSION,
+                         .header_bytes = sizeof h,
+                         .file_bytes = all,
+                         .step = m->step,
+                         .sections = m->sections,
+                         .dense_slot = m->dense_slot,
+                         .record_bytes = sizeof(record),
+                         .log_entry_bytes = sizeof(adamw_step),
+                         .log_steps = m->log_steps,
+                         .state_bytes = m->state_bytes,
+                         .dense_bytes = m->dense_bytes,
+                         .dense_sum = m->dense_sum};
     memcpy(h.uuid, m->uuid, sizeof h.uuid);
     char *buf = malloc(all), *p = buf;
     if (buf == NULL)
@@ -119,7 +136,8 @@ moe_err manifest_format(const manifest *m, void **data, size_t *bytes)
     return MOE_OK;
 }
 
-/* --- bytes to struct --------------------------------------------------------------------------------------------------------- */
+/* --- bytes to struct ---------------------------------------------------------------------------------------------------------
+ */
 
 /* One block: struct, records, log, state. */
 static moe_err manifest_alloc(manifest **out, const sizes *z)
@@ -133,7 +151,8 @@ static moe_err manifest_alloc(manifest **out, const sizes *z)
     (*out)->state = block + sizeof(manifest) + z->records + z->log;
     return MOE_OK;
 }
-_Static_assert(sizeof(manifest) % 8 == 0 && sizeof(record) % 8 == 0 && sizeof(adamw_step) % 8 == 0, "the parts of the block stay aligned");
+_Static_assert(sizeof(manifest) % 8 == 0 && sizeof(record) % 8 == 0 && sizeof(adamw_step) % 8 == 0,
+               "the parts of the block stay aligned");
 
 static moe_err check_header(const manifest_header *h, size_t bytes, const char *what)
 {
@@ -142,9 +161,10 @@ static moe_err check_header(const manifest_header *h, size_t bytes, const char *
     if (h->version != MANIFEST_VERSION)
         return moe_fail(MOE_E_DATA, "%s: manifest version %u; this program reads %d", what, h->version, MANIFEST_VERSION);
     if (h->file_bytes != bytes)
-        return moe_fail(MOE_E_DATA, "%s: %zu bytes; the manifest was written with %llu", what, bytes, (unsigned long long)h->file_bytes);
-    if (h->header_bytes != sizeof *h || h->record_bytes != sizeof(record) || h->log_entry_bytes != sizeof(adamw_step) || h->reserved[0] != 0 ||
-        h->reserved[1] != 0)
+        return moe_fail(MOE_E_DATA, "%s: %zu bytes; the manifest was written with %llu", what, bytes,
+                        (unsigned long long)h->file_bytes);
+    if (h->header_bytes != sizeof *h || h->record_bytes != sizeof(record) || h->log_entry_bytes != sizeof(adamw_step) ||
+        h->reserved[0] != 0 || h->reserved[1] != 0)
         return moe_fail(MOE_E_DATA, "%s: header, record or log entry of another size", what);
     return MOE_OK;
 }
@@ -166,8 +186,8 @@ moe_err manifest_parse(manifest **out, const void *data, size_t bytes, const cha
     sizes z = {0};
     TRY(sizes_of(&z, h.sections, h.log_steps, h.state_bytes, what));
     if (z.records + z.log + z.state != bytes - sizeof h - SUM_BYTES)
-        return moe_fail(MOE_E_DATA, "%s: %zu bytes do not hold %d sections, %llu logged steps and %llu bytes of state", what, bytes, h.sections,
-                        (unsigned long long)h.log_steps, (unsigned long long)h.state_bytes);
+        return moe_fail(MOE_E_DATA, "%s: %zu bytes do not hold %d sections, %llu logged steps and %llu bytes of state", what,
+                        bytes, h.sections, (unsigned long long)h.log_steps, (unsigned long long)h.state_bytes);
     manifest *m = NULL;
     TRY(manifest_alloc(&m, &z));
     memcpy(m->uuid, h.uuid, sizeof m->uuid);

@@ -62,7 +62,8 @@ void store_register(store *s, void *base, size_t bytes)
     pthread_mutex_unlock(&s->lock);
 }
 
-/* --- ops --------------------------------------------------------------------------------------------------------------------- */
+/* --- ops ---------------------------------------------------------------------------------------------------------------------
+ */
 
 static moe_err op_check(const store *s, const store_op *op)
 {
@@ -71,14 +72,16 @@ static moe_err op_check(const store *s, const store_op *op)
     if (op->priority < STORE_DEMAND || op->priority > STORE_PREFETCH)
         return moe_fail(MOE_E_OS, "store: priority %d", (int)op->priority);
     if (op->spill) {
-        if (op->offset % IO_ALIGN != 0 || op->bytes == 0 || op->offset > s->spill_bytes || op->bytes > s->spill_bytes - op->offset)
-            return moe_fail(MOE_E_IO, "spill area: %zu bytes at offset %llu do not fit into %llu", op->bytes, (unsigned long long)op->offset,
-                            (unsigned long long)s->spill_bytes);
+        if (op->offset % IO_ALIGN != 0 || op->bytes == 0 || op->offset > s->spill_bytes ||
+            op->bytes > s->spill_bytes - op->offset)
+            return moe_fail(MOE_E_IO, "spill area: %zu bytes at offset %llu do not fit into %llu", op->bytes,
+                            (unsigned long long)op->offset, (unsigned long long)s->spill_bytes);
         return MOE_OK;
     }
-    if (op->section < 0 || op->section >= s->sections || op->part < STORE_W || op->part > STORE_G || op->slot < 0 || op->slot >= s->slots)
-        return moe_fail(MOE_E_DATA, "store: section %d part %d slot %d; the store has %d sections, %d parts, %d slots", op->section,
-                        (int)op->part, op->slot, s->sections, STORE_PARTS, s->slots);
+    if (op->section < 0 || op->section >= s->sections || op->part < STORE_W || op->part > STORE_G || op->slot < 0 ||
+        op->slot >= s->slots)
+        return moe_fail(MOE_E_DATA, "store: section %d part %d slot %d; the store has %d sections, %d parts, %d slots",
+                        op->section, (int)op->part, op->slot, s->sections, STORE_PARTS, s->slots);
     if (s->part_bytes[op->part] == 0)
         return moe_fail(MOE_E_DATA, "store: part %c has no bytes in this store", "wmvg"[op->part]);
     return MOE_OK;
@@ -156,7 +159,8 @@ void store_promote(store *s, store_op *op)
     pthread_mutex_unlock(&s->lock);
 }
 
-/* --- sync -------------------------------------------------------------------------------------------------------------------- */
+/* --- sync --------------------------------------------------------------------------------------------------------------------
+ */
 
 static moe_err sync_files(store *s)
 {
@@ -200,7 +204,8 @@ moe_err store_sync(store *s)
     return rc;
 }
 
-/* --- counters ---------------------------------------------------------------------------------------------------------------- */
+/* --- counters ----------------------------------------------------------------------------------------------------------------
+ */
 
 void store_get_stats(store *s, store_stats *out)
 {
@@ -228,10 +233,10 @@ moe_err store_check(store *s)
     }
     if (rc == MOE_OK && listed > s->ops_pending)
         rc = moe_fail(MOE_E_DATA, "store: %lld ops wait, %lld are pending", (long long)listed, (long long)s->ops_pending);
-    if (rc == MOE_OK && (s->writes_pending[0] < 0 || s->writes_pending[1] < 0 ||
-                         s->writes_pending[0] + s->writes_pending[1] > s->ops_pending))
-        rc = moe_fail(MOE_E_DATA, "store: %lld + %lld writes of %lld ops", (long long)s->writes_pending[0], (long long)s->writes_pending[1],
-                      (long long)s->ops_pending);
+    if (rc == MOE_OK &&
+        (s->writes_pending[0] < 0 || s->writes_pending[1] < 0 || s->writes_pending[0] + s->writes_pending[1] > s->ops_pending))
+        rc = moe_fail(MOE_E_DATA, "store: %lld + %lld writes of %lld ops", (long long)s->writes_pending[0],
+                      (long long)s->writes_pending[1], (long long)s->ops_pending);
     pthread_mutex_unlock(&s->lock);
     return rc;
 }

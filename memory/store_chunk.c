@@ -1,11 +1,11 @@
 /* Ops cut into chunks: where each lies, its checksum, who goes next, and the end of an op.
  *
- * Who goes first: demand, then writes, then prefetch, but nobody starves. While all wait, three chunks of demand let one write pass,
- * two writes let one prefetch pass, and eight of demand let one prefetch pass. One queue serves all drives, so that the thread
- * waits in one place; `in_flight` per drive keeps a slow one from taking all the room.
+ * Who goes first: demand, then writes, then prefetch, but nobody starves. While all wait, three chunks of demand let one write
+ * pass, two writes let one prefetch pass, and eight of demand let one prefetch pass. One queue serves all drives, so that the
+ * thread waits in one place; `in_flight` per drive keeps a slow one from taking all the room.
  *
- * A checksum costs more than everything else done here. It is made chunk by chunk: on the way out just before a chunk is handed over,
- * on the way in after the place it leaves in the queue has been filled again, so that the disk never waits for one.
+ * A checksum costs more than everything else done here. It is made chunk by chunk: on the way out just before a chunk is handed
+ * over, on the way in after the place it leaves in the queue has been filled again, so that the disk never waits for one.
  * Threads: the I/O thread. Rule: an op is not touched after its done(). */
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +22,8 @@ static uint64_t op_bytes(const store *s, const store_op *op)
     return op->spill ? (op->bytes + IO_ALIGN - 1) & ~(uint64_t)(IO_ALIGN - 1) : s->padded[op->part];
 }
 
-/* --- where a chunk lies ------------------------------------------------------------------------------------------------------ */
+/* --- where a chunk lies ------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct place {
     int drive;
@@ -51,7 +52,8 @@ static place next_place(store *s, const store_op *op)
     return p;
 }
 
-/* --- checksums --------------------------------------------------------------------------------------------------------------- */
+/* --- checksums ---------------------------------------------------------------------------------------------------------------
+ */
 
 static hash_cell *hash_take(store *s)
 {
@@ -108,7 +110,8 @@ void sum_next_chunk(store *s, store_op *op)
 
 static uint64_t sum_result(const op_state *st) { return st->hash != NULL ? XXH3_64bits_digest(st->hash->state) : st->landed; }
 
-/* --- ends of ops ------------------------------------------------------------------------------------------------------------- */
+/* --- ends of ops -------------------------------------------------------------------------------------------------------------
+ */
 
 void op_fail(store_op *op, moe_err rc, const char *text)
 {
@@ -126,10 +129,12 @@ static void op_verify(store *s, store_op *op)
     else if (found != op->sum) {
         const store_drive *d = &s->drive[op->section % s->ndirs];
         char text[256];
-        snprintf(text, sizeof text, "section %d part %c slot %d: checksum mismatch in %.120s/slot-%d.bin at offset %llu: expected %016llx, found %016llx",
-                 op->section, "wmvg"[op->part], op->slot, d->dir, op->slot,
-                 (unsigned long long)((uint64_t)(op->section / s->ndirs) * s->record_bytes + s->part_offset[op->part]),
-                 (unsigned long long)op->sum, (unsigned long long)found);
+        snprintf(
+            text, sizeof text,
+            "section %d part %c slot %d: checksum mismatch in %.120s/slot-%d.bin at offset %llu: expected %016llx, found %016llx",
+            op->section, "wmvg"[op->part], op -> slot, d -> dir, op -> slot,
+            (unsigned long long)((uint64_t)(op->section / s->ndirs) * s->record_bytes + s->part_offset[op->part]),
+            (unsigned long long)op -> sum, (unsigned long long)found);
         op_fail(op, MOE_E_DATA, text);
     }
 }
@@ -234,7 +239,8 @@ void chunk_settle(store *s)
     s->free_chunk = c;
 }
 
-/* --- what goes next ---------------------------------------------------------------------------------------------------------- */
+/* --- what goes next ----------------------------------------------------------------------------------------------------------
+ */
 
 /* The first op of the list whose next chunk's drive has room. */
 store_op *first_ready(store *s, store_priority list)
@@ -255,7 +261,8 @@ store_op *first_ready(store *s, store_priority list)
 /* With the lock held. */
 static store_op *pick(store *s)
 {
-    store_op *demand = first_ready(s, STORE_DEMAND), *write = first_ready(s, STORE_WRITE), *prefetch = first_ready(s, STORE_PREFETCH);
+    store_op *demand = first_ready(s, STORE_DEMAND), *write = first_ready(s, STORE_WRITE),
+             *prefetch = first_ready(s, STORE_PREFETCH);
     if (prefetch != NULL && ((demand == NULL && write == NULL) || s->prefetch_passed >= PREFETCH_PATIENCE)) {
         s->prefetch_passed = 0;
         return prefetch;
@@ -283,8 +290,8 @@ static chunk *take_chunk(store *s, store_op *op)
     c->drive = p.drive;
     c->in_flight = true;
     c->started = store_now();
-    c->t = (io_transfer){.file = p.file, .write = op->write, .buf = (char *)op->buf + st->issued, .bytes = p.bytes, .offset = p.offset,
-                         .user = c};
+    c->t = (io_transfer){
+        .file = p.file, .write = op->write, .buf = (char *)op->buf + st->issued, .bytes = p.bytes, .offset = p.offset, .user = c};
     st->issued += p.bytes;
     if (st->issued == op_bytes(s, op))
         op_list_remove(s, op);
@@ -324,4 +331,3 @@ io_transfer *take_chunks(store *s)
     }
     return first;
 }
-

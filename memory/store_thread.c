@@ -18,7 +18,8 @@ double store_now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* --- failures of the whole store --------------------------------------------------------------------------------------------- */
+/* --- failures of the whole store ---------------------------------------------------------------------------------------------
+ */
 
 static void store_break(store *s, moe_err rc, const char *text)
 {
@@ -56,15 +57,19 @@ static void watch_deadlines(store *s)
         if (c->op == NULL || !c->in_flight || now - c->started < s->deadline)
             continue;
         char text[256];
-        snprintf(text, sizeof text, "%.120s: waited %.0f s for the disk to %s %zu bytes at offset %llu (section %d part %c slot %d): it does not answer",
-                 s->drive[c->drive].dir, now - c->started, c->t.write ? "write" : "read", c->t.bytes, (unsigned long long)c->t.offset,
-                 c->op->spill ? -1 : c->op->section, c->op->spill ? '-' : "wmvg"[c->op->part], c->op->spill ? -1 : c->op->slot);
+        snprintf(
+            text, sizeof text,
+            "%.120s: waited %.0f s for the disk to %s %zu bytes at offset %llu (section %d part %c slot %d): it does not answer",
+            s->drive[c->drive].dir, now - c->started, c->t.write ? "write" : "read", c->t.bytes, (unsigned long long)c->t.offset,
+            c->op->spill ? -1 : c->op->section, c->op->spill ? '-' : "wmvg"[c->op->part],
+            c -> op -> spill ? -1 : c -> op -> slot);
         store_break(s, MOE_E_IO, text);
         return;
     }
 }
 
-/* --- the thread -------------------------------------------------------------------------------------------------------------- */
+/* --- the thread --------------------------------------------------------------------------------------------------------------
+ */
 
 /* With the lock held; gives it up around done(). Ops that need no disk end here. */
 static void end_refused(store *s)
@@ -134,7 +139,8 @@ static void wait_chunks(store *s)
     watch_deadlines(s);
 }
 
-/* With the lock held; gives it up. What landed is looked at while the disk works: each time one is done, the next chunks go out first. */
+/* With the lock held; gives it up. What landed is looked at while the disk works: each time one is done, the next chunks go out
+ * first. */
 static void settle_landed(store *s)
 {
     while (s->landed != NULL) {

@@ -1,5 +1,5 @@
-/* bench_store: what the store reaches with the traffic of training, and what it costs. Text on stderr, one JSON object per mix on stdout.
- * The files are written twice before anything is measured, so that no block is new. fio.sh runs it in turn with fio. */
+/* bench_store: what the store reaches with the traffic of training, and what it costs. Text on stderr, one JSON object per mix on
+ * stdout. The files are written twice before anything is measured, so that no block is new. fio.sh runs it in turn with fio. */
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,13 +45,16 @@ static moe_err measure(store *st, mix *m, const options *o, const char *backend,
     store_get_stats(st, &b);
     const double read = (double)(b.read_bytes - a.read_bytes) / 1e9, written = (double)(b.write_bytes - a.write_bytes) / 1e9;
     const double gb = read + written, sums = b.sum_seconds - a.sum_seconds, rate = gb / seconds;
-    fprintf(stderr, "%-8s %-8s part %5.2f MiB depth %3d: %.3f GB/s (%.0f %% written), CPU %.4f s/GB and %.4f s/GB for checksums, busy %.0f %%\n",
-            mix_names[kind], backend, (double)o->part_bytes / (1 << 20), o->depth, rate, 100 * written / gb, (used - sums) / gb, sums / gb,
-            100 * (b.busy_seconds - a.busy_seconds) / seconds);
-    printf("{\"mix\": \"%s\", \"io\": \"%s\", \"part_bytes\": %zu, \"depth\": %d, \"sections_under_way\": %d, \"registered\": %s, \"gb_per_s\": %.4f, "
+    fprintf(stderr,
+            "%-8s %-8s part %5.2f MiB depth %3d: %.3f GB/s (%.0f %% written), CPU %.4f s/GB and %.4f s/GB for checksums, busy "
+            "%.0f %%\n",
+            mix_names[kind], backend, (double)o->part_bytes / (1 << 20), o->depth, rate, 100 * written / gb, (used - sums) / gb,
+            sums / gb, 100 * (b.busy_seconds - a.busy_seconds) / seconds);
+    printf("{\"mix\": \"%s\", \"io\": \"%s\", \"part_bytes\": %zu, \"depth\": %d, \"sections_under_way\": %d, \"registered\": "
+           "%s, \"gb_per_s\": %.4f, "
            "\"read_gb\": %.3f, \"written_gb\": %.3f, \"seconds\": %.3f, \"cpu_s_per_gb\": %.5f, \"checksum_s_per_gb\": %.5f}\n",
-           mix_names[kind], backend, o->part_bytes, o->depth, o->under_way, o->registered ? "true" : "false", rate, read, written, seconds,
-           (used - sums) / gb, sums / gb);
+           mix_names[kind], backend, o->part_bytes, o->depth, o->under_way, o->registered ? "true" : "false", rate, read, written,
+           seconds, (used - sums) / gb, sums / gb);
     fflush(stdout);
     return MOE_OK;
 }
@@ -67,8 +70,15 @@ static moe_err run(const options *o)
     TRY_GOTO(io_open(&disk, o->backend, note), rc, out);
     if (note[0] != '\0')
         fprintf(stderr, "%s\n", note);
-    const store_config c = {.io = disk, .dirs = dirs, .ndirs = 1, .uuid = "bench_store", .sections = o->sections, .slots = 2, .create = true,
-                            .depth = o->depth, .part_bytes = {o->part_bytes, o->part_bytes, o->part_bytes, o->part_bytes}};
+    const store_config c = {.io = disk,
+                            .dirs = dirs,
+                            .ndirs = 1,
+                            .uuid = "bench_store",
+                            .sections = o->sections,
+                            .slots = 2,
+                            .create = true,
+                            .depth = o->depth,
+                            .part_bytes = {o->part_bytes, o->part_bytes, o->part_bytes, o->part_bytes}};
     TRY_GOTO(store_open(&st, &c), rc, out);
     TRY_GOTO(mix_open(&m, st, &c, o->under_way, o->registered), rc, out);
     for (int twice = 0; twice < 2; twice++)
@@ -104,26 +114,46 @@ static bool add_mix(options *o, const char *name)
 
 int main(int argc, char **argv)
 {
-    options o = {.backend = "auto", .part_bytes = 6 << 20, .sections = 48, .depth = 16, .under_way = 6, .seconds = 4, .registered = true};
-    static const struct option longs[] = {{"dir", 1, 0, 'd'},     {"part", 1, 0, 'p'},        {"sections", 1, 0, 's'}, {"depth", 1, 0, 'q'},
-                                          {"seconds", 1, 0, 't'}, {"io", 1, 0, 'i'},          {"mix", 1, 0, 'm'},      {"no-register", 0, 0, 'n'},
-                                          {"help", 0, 0, 'h'},    {"under-way", 1, 0, 'u'}, {0, 0, 0, 0}};
+    options o = {
+        .backend = "auto", .part_bytes = 6 << 20, .sections = 48, .depth = 16, .under_way = 6, .seconds = 4, .registered = true};
+    static const struct option longs[] = {
+        {"dir", 1, 0, 'd'}, {"part", 1, 0, 'p'}, {"sections", 1, 0, 's'},    {"depth", 1, 0, 'q'}, {"seconds", 1, 0, 't'},
+        {"io", 1, 0, 'i'},  {"mix", 1, 0, 'm'},  {"no-register", 0, 0, 'n'}, {"help", 0, 0, 'h'},  {"under-way", 1, 0, 'u'},
+        {0, 0, 0, 0}};
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
         switch (c) {
-        case 'd': o.dir = optarg; break;
-        case 'p': o.part_bytes = strtoull(optarg, NULL, 10); break;
-        case 's': o.sections = atoi(optarg); break;
-        case 'q': o.depth = atoi(optarg); break;
-        case 'u': o.under_way = atoi(optarg); break;
-        case 't': o.seconds = atof(optarg); break;
-        case 'i': o.backend = optarg; break;
-        case 'n': o.registered = false; break;
+        case 'd':
+            o.dir = optarg;
+            break;
+        case 'p':
+            o.part_bytes = strtoull(optarg, NULL, 10);
+            break;
+        case 's':
+            o.sections = atoi(optarg);
+            break;
+        case 'q':
+            o.depth = atoi(optarg);
+            break;
+        case 'u':
+            o.under_way = atoi(optarg);
+            break;
+        case 't':
+            o.seconds = atof(optarg);
+            break;
+        case 'i':
+            o.backend = optarg;
+            break;
+        case 'n':
+            o.registered = false;
+            break;
         case 'm':
             if (!add_mix(&o, optarg))
                 return usage(stderr, 64);
             break;
-        case 'h': return usage(stdout, 0);
-        default: return usage(stderr, 64);
+        case 'h':
+            return usage(stdout, 0);
+        default:
+            return usage(stderr, 64);
         }
     }
     if (o.dir == NULL || optind != argc || o.part_bytes == 0 || o.under_way < 1 || o.sections < 2 * o.under_way)

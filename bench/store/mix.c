@@ -68,8 +68,15 @@ static void start_ops(mix *m, visit *v, bool write, unsigned parts)
         if (!(parts >> p & 1))
             continue;
         const size_t at = (size_t)v->section * STORE_PARTS + (size_t)p;
-        v->op[p] = (store_op){.write = write, .priority = write ? STORE_WRITE : STORE_PREFETCH, .section = v->section, .part = (store_part)p,
-                              .slot = m->slot[at] ^ (write ? 1 : 0), .buf = v->buf[p], .sum = m->sum[at], .done = visit_done, .user = v};
+        v->op[p] = (store_op){.write = write,
+                              .priority = write ? STORE_WRITE : STORE_PREFETCH,
+                              .section = v->section,
+                              .part = (store_part)p,
+                              .slot = m->slot[at] ^ (write ? 1 : 0),
+                              .buf = v->buf[p],
+                              .sum = m->sum[at],
+                              .done = visit_done,
+                              .user = v};
         store_submit(m->store, &v->op[p]);
     }
     pthread_mutex_lock(&m->lock);
@@ -79,7 +86,10 @@ enum { W = 1 << STORE_W, M = 1 << STORE_M, V = 1 << STORE_V, G = 1 << STORE_G };
 
 static unsigned reads_of(mix_kind k) { return k == MIX_BACKWARD ? W : k == MIX_FILL ? 0 : W | M | V | G; }
 
-static unsigned writes_of(mix_kind k) { return k == MIX_FORWARD ? W | M | V : k == MIX_BACKWARD ? G : k == MIX_FILL ? W | M | V | G : 0; }
+static unsigned writes_of(mix_kind k)
+{
+    return k == MIX_FORWARD ? W | M | V : k == MIX_BACKWARD ? G : k == MIX_FILL ? W | M | V | G : 0;
+}
 
 /* With the lock held. */
 static void start_visit(mix *m, visit *v, mix_kind kind, section_id s)

@@ -1,6 +1,6 @@
-/* The traffic of a training step through the store, without the computation: sections visited in a circle, a few under way at once.
- * Owns the buffers and the ops. One thread calls; completions come from the store's thread.
- * Rule: reads of a section come first, its writes when all of them have landed, into the other slot. */
+/* The traffic of a training step through the store, without the computation: sections visited in a circle, a few under way at
+ * once. Owns the buffers and the ops. One thread calls; completions come from the store's thread. Rule: reads of a section come
+ * first, its writes when all of them have landed, into the other slot. */
 #ifndef MOE_BENCH_STORE_MIX_H
 #define MOE_BENCH_STORE_MIX_H
 

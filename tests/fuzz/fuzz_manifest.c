@@ -1,5 +1,5 @@
-/* Any bytes as a manifest, as they are and with a right checksum behind them (else the fuzzer would never pass the first gate): no crash, no
- * leak; what is accepted keeps its own rules and is written back as the same bytes. */
+/* Any bytes as a manifest, as they are and with a right checksum behind them (else the fuzzer would never pass the first gate):
+ * no crash, no leak; what is accepted keeps its own rules and is written back as the same bytes. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +19,8 @@ static void read_one(const void *data, size_t size)
     }
     void *again;
     size_t n;
-    if (manifest_check(m, "fuzz") != MOE_OK || manifest_format(m, &again, &n) != MOE_OK || n != size || memcmp(again, data, n) != 0)
+    if (manifest_check(m, "fuzz") != MOE_OK || manifest_format(m, &again, &n) != MOE_OK || n != size ||
+        memcmp(again, data, n) != 0)
         abort();
     free(again);
     free(m);

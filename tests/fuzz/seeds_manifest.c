@@ -31,9 +31,17 @@ int main(int argc, char **argv)
             rec[s] = s < step ? (record){.step = (uint64_t)step - 1, .grad_step = (uint64_t)step, .slot = 1, .sum = {1, 2, 3, 4}}
                               : (record){.slot = -1, .grad_slot = -1};
         for (int i = 0; i < step; i++)
-            log[i] = (adamw_step){.step = (uint64_t)i + 1, .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = 1};
-        const manifest m = {.uuid = {1, 2, 3}, .step = (uint64_t)step, .sections = step, .records = rec, .log_steps = (uint64_t)step, .log = log,
-                            .dense_bytes = 100, .state = "state", .state_bytes = 5};
+            log[i] = (adamw_step){
+                .step = (uint64_t)i + 1, .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = 1};
+        const manifest m = {.uuid = {1, 2, 3},
+                            .step = (uint64_t)step,
+                            .sections = step,
+                            .records = rec,
+                            .log_steps = (uint64_t)step,
+                            .log = log,
+                            .dense_bytes = 100,
+                            .state = "state",
+                            .state_bytes = 5};
         void *data;
         size_t n;
         if (manifest_format(&m, &data, &n) != MOE_OK) {

@@ -7,7 +7,8 @@
 
 #include "tests/memory/sim_private.h"
 
-/* --- counting, faults -------------------------------------------------------------------------------------------------------- */
+/* --- counting, faults --------------------------------------------------------------------------------------------------------
+ */
 
 /* Begins an operation that changes the disk. MOE_OK: go on. *begun: have the effect although an error is returned. */
 static moe_err begin(sim_disk *d, const char *path, bool *begun)
@@ -37,7 +38,8 @@ static moe_err injected(sim_disk *d, sim_what what, const char *path)
     return moe_fail(f->rc, "%s: %s", path, f->reason);
 }
 
-/* --- the table --------------------------------------------------------------------------------------------------------------- */
+/* --- the table ---------------------------------------------------------------------------------------------------------------
+ */
 
 #define SIM(self) ((sim_disk *)(self))
 
@@ -256,7 +258,8 @@ static moe_err sim_list(io *self, const char *dir, io_name_fn each, void *user)
     return rc;
 }
 
-/* --- queues ------------------------------------------------------------------------------------------------------------------ */
+/* --- queues ------------------------------------------------------------------------------------------------------------------
+ */
 
 static moe_err sim_queue_open(io *self, io_queue **out, int depth)
 {

@@ -35,7 +35,7 @@ typedef struct change {
     change_kind kind;
     int inode;
     uint64_t offset;
-    bytes data;                                  /* write: contents; size: n */
+    bytes data;                                             /* write: contents; size: n */
     char dir[NAME_BYTES], from[NAME_BYTES], to[NAME_BYTES]; /* of names */
 } change;
 

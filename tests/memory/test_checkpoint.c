@@ -1,5 +1,5 @@
-/* The manifest's reader against hostile bytes, and the checkpoint folder: keep, broken and missing files, failures that repeat. The crash
- * test of the commit protocol is test_crash.c. */
+/* The manifest's reader against hostile bytes, and the checkpoint folder: keep, broken and missing files, failures that repeat.
+ * The crash test of the commit protocol is test_crash.c. */
 #include <criterion/criterion.h>
 #include <stdio.h>
 #include <xxhash.h>
@@ -22,11 +22,20 @@ static manifest *sample_make(sample *s, uint64_t step)
     memset(s, 0, sizeof *s);
     for (int i = 0; i < SECTIONS; i++)
         s->rec[i] = (record){.step = 0, .slot = -1, .grad_slot = -1};
-    s->rec[1] = (record){.step = step - 1, .grad_step = step, .slot = (int16_t)(step % 2), .grad_slot = (int16_t)(step % 2), .sum = {1, 2, 3, 4}};
+    s->rec[1] = (record){
+        .step = step - 1, .grad_step = step, .slot = (int16_t)(step % 2), .grad_slot = (int16_t)(step % 2), .sum = {1, 2, 3, 4}};
     for (uint64_t i = 0; i < step; i++)
-        s->log[i] = (adamw_step){.step = i + 1, .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = 0.5};
-    s->m = (manifest){.uuid = {1, 2, 3}, .step = step, .sections = SECTIONS, .records = s->rec, .log_steps = step, .log = s->log,
-                      .dense_bytes = DENSE_BYTES, .state = "state", .state_bytes = 5};
+        s->log[i] =
+            (adamw_step){.step = i + 1, .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = 0.5};
+    s->m = (manifest){.uuid = {1, 2, 3},
+                      .step = step,
+                      .sections = SECTIONS,
+                      .records = s->rec,
+                      .log_steps = step,
+                      .log = s->log,
+                      .dense_bytes = DENSE_BYTES,
+                      .state = "state",
+                      .state_bytes = 5};
     return &s->m;
 }
 
@@ -98,7 +107,7 @@ Test(manifest, fields_out_of_range_are_refused)
             cr_assert(rc == MOE_E_DATA || free_field, "offset %zu value %llx accepted", at, (unsigned long long)huge[k]);
         }
     const size_t rec1 = sizeof(manifest_header) + sizeof(record), log0 = sizeof(manifest_header) + SECTIONS * sizeof(record);
-#define REFUSED(at, type, value)                                                                                                       \
+#define REFUSED(at, type, value)                                                                                                 \
     cr_assert_eq(parse_patched(data, n, (at), &(type){value}, sizeof(type)), MOE_E_DATA, "%s = %s accepted", #at, #value)
     REFUSED(rec1 + offsetof(record, step), uint64_t, 6);
     REFUSED(rec1 + offsetof(record, step), uint64_t, 5); /* the gradient of step 5 is pending on it */
@@ -148,7 +157,8 @@ Test(manifest, nothing_in_it)
     free(data);
 }
 
-/* --- the folder -------------------------------------------------------------------------------------------------------------- */
+/* --- the folder --------------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct folder {
     sim_disk *d;

@@ -1,8 +1,8 @@
-/* The power fails at the n-th operation, for every n of three checkpoints, with any subset of unsynced changes lost, torn (512 B) or
- * reordered; reopening gives exactly a committed checkpoint: the last whose commit returned MOE_OK, or the one in progress, and every
- * record and dense part it names reads back. The same for operations that fail once: the object stays usable and the commit can be
- * repeated. The quick form tries a dozen subsets per n; with MOE_TEST_LONG set in the environment all subsets of up to 12 unsynced changes
- * and 400 random ones (some minutes). */
+/* The power fails at the n-th operation, for every n of three checkpoints, with any subset of unsynced changes lost, torn (512 B)
+ * or reordered; reopening gives exactly a committed checkpoint: the last whose commit returned MOE_OK, or the one in progress,
+ * and every record and dense part it names reads back. The same for operations that fail once: the object stays usable and the
+ * commit can be repeated. The quick form tries a dozen subsets per n; with MOE_TEST_LONG set in the environment all subsets of up
+ * to 12 unsynced changes and 400 random ones (some minutes). */
 #include <criterion/criterion.h>
 #include <stdio.h>
 
@@ -31,13 +31,22 @@ typedef struct run {
     uint64_t seed;
 } run;
 
-static uint64_t key_of(int section, int part, uint64_t step) { return (uint64_t)section * 1000 + (uint64_t)part * 100 + step + 1; }
+static uint64_t key_of(int section, int part, uint64_t step)
+{
+    return (uint64_t)section * 1000 + (uint64_t)part * 100 + step + 1;
+}
 
 static store_config config_of(const run *r, bool create)
 {
     static const char *const dirs[] = {"run/store", "run/store2"};
-    store_config c = {.io = r->io, .dirs = dirs, .ndirs = r->shape.ndirs, .uuid = {7}, .sections = SECTIONS, .slots = r->shape.keep + 1,
-                      .create = create, .depth = 4};
+    store_config c = {.io = r->io,
+                      .dirs = dirs,
+                      .ndirs = r->shape.ndirs,
+                      .uuid = {7},
+                      .sections = SECTIONS,
+                      .slots = r->shape.keep + 1,
+                      .create = create,
+                      .depth = 4};
     memcpy(c.part_bytes, part_bytes, sizeof part_bytes);
     return c;
 }
@@ -80,7 +89,12 @@ static moe_err write_parts(run *r, int s, int from, int to, uint64_t step, int s
     store_op op[STORE_PARTS];
     moe_err rc = MOE_OK;
     for (int p = from; p < to; p++) {
-        op[p] = (store_op){.write = true, .priority = STORE_WRITE, .section = s, .part = (store_part)p, .slot = slot, .buf = fill_alloc(part_bytes[p])};
+        op[p] = (store_op){.write = true,
+                           .priority = STORE_WRITE,
+                           .section = s,
+                           .part = (store_part)p,
+                           .slot = slot,
+                           .buf = fill_alloc(part_bytes[p])};
         fill_bytes(op[p].buf, part_bytes[p], key_of(s, p, step));
         latch_submit(r->store, &op[p], &l);
     }
@@ -94,7 +108,8 @@ static moe_err write_parts(run *r, int s, int from, int to, uint64_t step, int s
     return rc;
 }
 
-/* Section 0 is updated every step, 1 every second; 2 only collects a gradient in step 2. Section 0 is written twice: evicted and changed again. */
+/* Section 0 is updated every step, 1 every second; 2 only collects a gradient in step 2. Section 0 is written twice: evicted and
+ * changed again. */
 static moe_err train_step(run *r)
 {
     const uint64_t step = r->step + 1;
@@ -129,8 +144,15 @@ static moe_err commit(run *r)
     snprintf(state, sizeof state, "state %llu", (unsigned long long)r->step);
     void *dense = fill_alloc(DENSE_BYTES);
     fill_bytes(dense, DENSE_BYTES, key_of(9, 9, r->step));
-    const manifest m = {.uuid = {7}, .step = r->step, .sections = SECTIONS, .records = r->rec, .log_steps = r->step, .log = log,
-                        .dense_bytes = DENSE_BYTES, .state = state, .state_bytes = strlen(state)};
+    const manifest m = {.uuid = {7},
+                        .step = r->step,
+                        .sections = SECTIONS,
+                        .records = r->rec,
+                        .log_steps = r->step,
+                        .log = log,
+                        .dense_bytes = DENSE_BYTES,
+                        .state = state,
+                        .state_bytes = strlen(state)};
     r->attempted = r->step;
     const moe_err rc = checkpoint_commit(r->checkpoint, r->store, &m, dense);
     free(dense);
@@ -159,8 +181,8 @@ static void verify(const run *before, sim_disk *disk, const char *what)
     cr_assert_eq(checkpoint_open(&r.checkpoint, r.io, "run/checkpoint", r.shape.keep, true, &m, note), MOE_OK, "%s: %s", what,
                  moe_error_text());
     const uint64_t step = m ? m->step : 0;
-    cr_assert(step == before->committed || step == before->attempted, "%s: found step %llu, committed %llu, in progress %llu", what,
-              (unsigned long long)step, (unsigned long long)before->committed, (unsigned long long)before->attempted);
+    cr_assert(step == before->committed || step == before->attempted, "%s: found step %llu, committed %llu, in progress %llu",
+              what, (unsigned long long)step, (unsigned long long)before->committed, (unsigned long long)before->attempted);
     if (m != NULL) {
         char state[32];
         snprintf(state, sizeof state, "state %llu", (unsigned long long)step);
@@ -178,12 +200,13 @@ static void verify(const run *before, sim_disk *disk, const char *what)
                 if (slot < 0)
                     continue;
                 latch l = LATCH_INIT;
-                store_op op = {.section = s, .part = (store_part)p, .slot = slot, .sum = rec->sum[p], .buf = fill_alloc(part_bytes[p])};
+                store_op op = {
+                    .section = s, .part = (store_part)p, .slot = slot, .sum = rec->sum[p], .buf = fill_alloc(part_bytes[p])};
                 latch_submit(r.store, &op, &l);
                 latch_wait(&l);
                 cr_assert_eq(op.rc, MOE_OK, "%s: step %llu: %s", what, (unsigned long long)step, op.text);
-                cr_assert_eq(fill_differs(op.buf, part_bytes[p], key_of(s, p, p == STORE_G ? rec->grad_step : rec->step)), part_bytes[p],
-                             "%s: section %d part %d", what, s, p);
+                cr_assert_eq(fill_differs(op.buf, part_bytes[p], key_of(s, p, p == STORE_G ? rec->grad_step : rec->step)),
+                             part_bytes[p], "%s: section %d part %d", what, s, p);
                 free(op.buf);
             }
     }
@@ -218,8 +241,8 @@ static void crash_at(shape sh, uint64_t n, uint64_t *ended)
         const uint64_t kept = i < all ? i : i == all ? 0 : i == all + 1 ? UINT64_MAX : x ^ (x >> 31);
         const uint64_t seed = i < all + 2 ? 0 : x | 1;
         char what[128];
-        snprintf(what, sizeof what, "keep %d, %d folders, stop at %llu, survivors %llx of %d, seed %llu", sh.keep, sh.ndirs, (unsigned long long)n,
-                 (unsigned long long)kept, unsynced, (unsigned long long)seed);
+        snprintf(what, sizeof what, "keep %d, %d folders, stop at %llu, survivors %llx of %d, seed %llu", sh.keep, sh.ndirs,
+                 (unsigned long long)n, (unsigned long long)kept, unsynced, (unsigned long long)seed);
         sim_disk *booted = sim_disk_reboot(d, kept, seed);
         verify(&r, booted, what);
         if (i % 4 == 1)

@@ -1,5 +1,5 @@
-/* The io table over real files, both backends: long, short and failing transfers, files and folders, and the places where io_uring or locked
- * memory is forbidden. Cases that change the process (seccomp filter, limits, user) run in a child. */
+/* The io table over real files, both backends: long, short and failing transfers, files and folders, and the places where
+ * io_uring or locked memory is forbidden. Cases that change the process (seccomp filter, limits, user) run in a child. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <linux/filter.h>
@@ -79,7 +79,8 @@ static void long_transfers(io *d, const scratch *s)
         OK(one(d, f, false, buf, N, IO_ALIGN));
         cr_assert_eq(fill_differs(buf, N, 1), N);
         fill_bytes(buf, N, 2);
-        OK(io_transfer_range(d, &(io_range){.file = f, .write = true, .buf = buf, .bytes = N, .sum = &sum_out, .sum_bytes = N - 100}));
+        OK(io_transfer_range(
+            d, &(io_range){.file = f, .write = true, .buf = buf, .bytes = N, .sum = &sum_out, .sum_bytes = N - 100}));
         memset(buf, 0, N);
         OK(io_transfer_range(d, &(io_range){.file = f, .buf = buf, .bytes = N, .sum = &sum_in, .sum_bytes = N - 100}));
         cr_assert_eq(fill_differs(buf, N, 2), N);
@@ -195,7 +196,11 @@ static void many_at_once(io *d, const scratch *s)
     char *buf = fill_alloc(N * IO_ALIGN);
     for (int pass = 0; pass < 2; pass++) {
         for (int i = 0; i < N; i++) {
-            t[i] = (io_transfer){.file = f, .write = pass == 0, .buf = buf + (size_t)i * IO_ALIGN, .bytes = IO_ALIGN, .offset = (uint64_t)i * IO_ALIGN,
+            t[i] = (io_transfer){.file = f,
+                                 .write = pass == 0,
+                                 .buf = buf + (size_t)i * IO_ALIGN,
+                                 .bytes = IO_ALIGN,
+                                 .offset = (uint64_t)i * IO_ALIGN,
                                  .next = i + 1 < N ? &t[i + 1] : NULL};
             if (pass == 0)
                 fill_bytes(t[i].buf, IO_ALIGN, (uint64_t)i);
@@ -229,7 +234,8 @@ Test(io, unknown_backend)
     cr_assert(strstr(moe_error_text(), "auto, io_uring or pread"));
 }
 
-/* --- in a child -------------------------------------------------------------------------------------------------------------- */
+/* --- in a child --------------------------------------------------------------------------------------------------------------
+ */
 
 /* 0, or the line of the check that failed in the child. */
 static int in_child(int (*body)(const scratch *s), const scratch *s)
@@ -244,18 +250,24 @@ static int in_child(int (*body)(const scratch *s), const scratch *s)
     return WEXITSTATUS(status);
 }
 
-#define CHILD(cond)                                                                                                                    \
-    do {                                                                                                                               \
-        if (!(cond)) {                                                                                                                 \
-            fprintf(stderr, "child: %s:%d: %s (%s)\n", __FILE__, __LINE__, #cond, moe_error_text());                                   \
-            return 1;                                                                                                                  \
-        }                                                                                                                              \
+#define CHILD(cond)                                                                                                              \
+    do {                                                                                                                         \
+        if (!(cond)) {                                                                                                           \
+            fprintf(stderr, "child: %s:%d: %s (%s)\n", __FILE__, __LINE__, #cond, moe_error_text());                             \
+            return 1;                                                                                                            \
+        }                                                                                                                        \
     } while (0)
 
 static int store_round_trip(io *d, const char *dir, bool buffered)
 {
     const char *dirs[] = {dir};
-    const store_config c = {.io = d, .dirs = dirs, .ndirs = 1, .sections = 1, .part_bytes = {IO_CHUNK + 1, 1, 1, 1}, .slots = 1, .create = true,
+    const store_config c = {.io = d,
+                            .dirs = dirs,
+                            .ndirs = 1,
+                            .sections = 1,
+                            .part_bytes = {IO_CHUNK + 1, 1, 1, 1},
+                            .slots = 1,
+                            .create = true,
                             .buffered = buffered};
     store *s;
     CHILD(store_open(&s, &c) == MOE_OK);
