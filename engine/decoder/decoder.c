@@ -6,8 +6,6 @@
 #include "engine/decoder/decoder_private.h"
 #include "memory/budget.h"
 
-enum { LOGITS_BYTES = 16 << 20 }; /* of one chunk of logits; changes no bit */
-
 size_t piece_block_layout(piece_block *b, char *base, const decoder *d, int64_t n)
 {
     const model_spec *s = d->c.spec;
@@ -36,7 +34,7 @@ static void decoder_dims(decoder *d, const decoder_config *c)
     d->kv_pad = (int)panel_pad((int64_t)s->Hkv * s->hd);
     d->QKV = d->q_pad + 2 * d->kv_pad;
     d->pieces = (int)((c->max_tokens + c->piece_tokens - 1) / c->piece_tokens);
-    const int64_t fit = LOGITS_BYTES / ((int64_t)panel_pad(s->V) * 4) / 16 * 16;
+    const int64_t fit = c->logits_bytes / ((int64_t)panel_pad(s->V) * 4) / 16 * 16;
     d->head_chunk = fit < 64 ? 64 : fit > 1024 ? 1024 : fit;
     if (d->head_chunk > c->max_tokens)
         d->head_chunk = c->max_tokens;

@@ -43,6 +43,7 @@ static decoder_config shape_of(const train_config *c, const train_plan *p, bool 
     return (decoder_config){
         .spec = &c->model, .stash = training ? (stash *)&shape_of : NULL /* only asked whether it is there */,
         .seq_len = c->seq_len, .max_tokens = p->group_tokens, .piece_tokens = p->piece_tokens, .expert_rows = p->expert_rows,
+        .logits_bytes = p->logits_bytes,
     };
 }
 
@@ -70,6 +71,13 @@ static int64_t pick_rows(const train_config *c, uint64_t limit)
     const uint64_t row = (2 * (uint64_t)c->model.D + 4 * (uint64_t)panel_pad(c->model.F) + 8) * 4;
     const int64_t fit = (int64_t)(limit / 24 / row) / 16 * 16;
     return fit < 64 ? 64 : fit > 2048 ? 2048 : fit;
+}
+
+/* Every chunk of logits reads and writes the whole gradient of the head: few large ones where memory allows. */
+static int64_t pick_logits(uint64_t limit)
+{
+    const uint64_t share = limit / 24, least = (uint64_t)16 << 20, most = (uint64_t)1 << 30;
+    return (int64_t)(share < least ? least : share > most ? most : share);
 }
 
 /* What is left after the least goes to expert slots for overlap, then to activations, then to expert slots. */
@@ -122,6 +130,7 @@ moe_err train_plan_make(train_plan *p, const train_config *c, bool training)
     p->part_bytes = (e.floats * sizeof(float) + IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN;
     p->tier_full = (uint64_t)p->sections * STORE_PARTS * p->part_bytes;
     p->expert_rows = pick_rows(c, p->limit);
+    p->logits_bytes = pick_logits(p->limit);
 
     const int64_t micros = c->tokens_per_step / c->micro_batch_tokens;
     p->smallest = measure(p, c, 1, training);

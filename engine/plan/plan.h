@@ -18,6 +18,7 @@ typedef struct train_plan {
     int groups;                /* per step                                                   */
     int64_t piece_tokens;      /* dense work                                                 */
     int64_t expert_rows;
+    int64_t logits_bytes;      /* of one chunk of logits                                     */
 
     uint64_t overhead;         /* program, libraries, stacks, catalogs, tokens               */
     uint64_t dense, scratch;   /* weights with states / working buffers                      */

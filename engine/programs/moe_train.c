@@ -6,6 +6,7 @@
 
 #include "engine/base/cli.h"
 #include "engine/train/commands.h"
+#include "models/text/tokenizer.h"
 
 #define COUNT(a) (int)(sizeof(a) / sizeof *(a))
 
@@ -213,6 +214,19 @@ static moe_err run_sample(const void *args, const cli_words *words)
     return rc;
 }
 
+/* The tokenizer's files beside the weights. Plain bytes have none, nor have shards that other programs made. */
+static moe_err export_tokenizer(const train_config *c, const char *dir)
+{
+    tokenizer *tok;
+    const moe_err rc = tokenizer_open(&tok, c->data_path);
+    if (rc == MOE_E_NOINPUT || rc == MOE_E_DATA)
+        return MOE_OK;
+    TRY(rc);
+    const moe_err saved = tokenizer_is_bytes(tok) ? MOE_OK : tokenizer_save(tok, dir);
+    tokenizer_close(tok);
+    return saved;
+}
+
 static moe_err run_export(const void *args, const cli_words *words)
 {
     const read_cli *a = args;
@@ -220,7 +234,9 @@ static moe_err run_export(const void *args, const cli_words *words)
         return moe_fail(MOE_E_USAGE, "export: --out DIR is missing");
     opened o;
     TRY(open_run(&o, words->word[0], a));
-    const moe_err rc = command_export(&o.t, a->out, strcmp(a->dtype, "bf16") == 0 ? HF_BF16 : HF_F32);
+    moe_err rc = command_export(&o.t, a->out, strcmp(a->dtype, "bf16") == 0 ? HF_BF16 : HF_F32);
+    if (rc == MOE_OK)
+        rc = export_tokenizer(o.c, a->out);
     close_run(&o);
     return rc;
 }

@@ -138,7 +138,8 @@ static void sum_up(run_state *r)
     s->ssd_read_wasted_bytes = now.wasted - r->first.wasted;
     s->spill_bytes = now.spilled - r->first.spilled;
     const double busy = now.busy - r->first.busy, steps = r->forward + r->backward + r->update;
-    s->ssd_bytes_per_second = busy > 0 ? (double)(s->ssd_read_bytes + s->ssd_write_bytes) / busy : NAN;
+    const double through_store = (double)(s->ssd_read_bytes + s->ssd_write_bytes - t->dense_written);
+    s->ssd_bytes_per_second = busy > 0.2 ? through_store / busy : NAN; /* too little to be a rate otherwise */
     s->ssd_peak_bytes_per_second = NAN;
     s->gflops_per_second = steps > 0 ? s->gflops_per_second / steps : NAN;
     s->peak_gflops = NAN;

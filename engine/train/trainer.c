@@ -174,7 +174,7 @@ static moe_err open_decoder(trainer *t)
     const decoder_config d = {
         .be = t->be, .stream = &t->stream, .spec = &t->config->model, .dense = &t->dense, .tier = t->tier, .stash = t->stash, .log = &t->log,
         .balance = t->mode == TRAINER_RUN ? &t->balance : NULL, .seq_len = t->config->seq_len, .max_tokens = t->plan.group_tokens,
-        .piece_tokens = t->plan.piece_tokens, .expert_rows = t->plan.expert_rows, .stop = t->stop,
+        .piece_tokens = t->plan.piece_tokens, .expert_rows = t->plan.expert_rows, .logits_bytes = t->plan.logits_bytes, .stop = t->stop,
     };
     return decoder_open(&t->decoder, &d);
 }
