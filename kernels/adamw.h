@@ -7,7 +7,17 @@
  *   w = w + (-size * m) / (sqrt(v) / root2 + eps)  size = lr / bias1, root2 = sqrt(bias2), bias_i = 1 - beta_i^step  (addcdiv_)
  * The scalars are computed in double and rounded once to fp32 (adamw_scalars_of); c1 - 1 is taken in fp32. Steps after the first
  * use g = 0: the decay of an expert that received no tokens. `grad` NULL: all steps use g = 0. nsteps steps in one call are bitwise
- * nsteps calls; nsteps 0 changes nothing. Source: arXiv 1711.05101. */
+ * nsteps calls; nsteps 0 changes nothing. Source: arXiv 1711.05101.
+ *
+ * adamw_bf16: the same with m and v stored as bf16. A step widens m and v to fp32 (exact), does the five lines above in fp32 - so w
+ * moves by the moments before they are rounded - and then rounds m and v stochastically, after every step, so that many steps in one
+ * call are bitwise many calls. Rounding x with 16 random bits r: the magnitude of x as an integer plus r, its lower half cut off; x is
+ * rounded away from zero with the probability of its lower half over 2^16, so the mean over r is x. The sign stays; zeros, infinities
+ * and what bf16 holds exactly stay; a finite x beyond the largest bf16 becomes that; every NaN becomes 0x7fc0. Denormals are flushed
+ * before (as everywhere), and cutting a normal number leaves a normal one. Source: arXiv 2010.06192.
+ * The random bits of element i at step s: word (i mod 64) / 16 of the four that random_words gives for key (seed, section, s) and
+ * counter i / 64 * 16 + i mod 16; the lower half rounds m, the upper half v. So a vector of sixteen counters serves 64 elements and
+ * no word has to change its lane. Initial weights have the same key with step 0; steps of training begin at 1. */
 #ifndef MOE_KERNELS_ADAMW_H
 #define MOE_KERNELS_ADAMW_H
 
@@ -35,6 +45,23 @@ typedef struct adamw_args {
 } adamw_args;
 
 typedef moe_err (*adamw_fn)(const adamw_args *a, moe_stream *s);
+
+typedef struct adamw_bf16_args {
+    float *w;                 /* [n] in/out                                */
+    uint16_t *m, *v;          /* [n] in/out, bf16                          */
+    const float *grad;        /* as above                                  */
+    const adamw_step *steps;
+    int nsteps;
+    size_t n;
+    bool decay;
+    uint64_t seed;            /* the key of the rounding                   */
+    uint32_t section;
+} adamw_bf16_args;
+
+typedef moe_err (*adamw_bf16_fn)(const adamw_bf16_args *a, moe_stream *s);
+
+/* Stochastic rounding as above; `bits` in [0, 2^16). */
+uint16_t adamw_round_bf16(float x, uint32_t bits);
 
 /* The scalars of one step, as the formula above names them. */
 typedef struct adamw_scalars {

@@ -20,8 +20,8 @@
         .dispatch = dispatch_##isa, .gather = gather_##isa, .combine = combine_##isa, .swiglu_forward = swiglu_forward_##isa,    \
         .swiglu_backward = swiglu_backward_##isa, .gate_forward = gate_forward_##isa, .gate_backward = gate_backward_##isa,      \
         .cross_entropy = cross_entropy_##isa, .embedding_forward = embedding_forward_##isa,                                      \
-        .embedding_backward = embedding_backward_##isa, .adamw = adamw_##isa, .sum_squares = sum_squares_##isa,                  \
-        .add = add_##isa, .random_normal = random_normal_##isa,                                                                  \
+        .embedding_backward = embedding_backward_##isa, .adamw = adamw_##isa, .adamw_bf16 = adamw_bf16_##isa,                    \
+        .sum_squares = sum_squares_##isa, .add = add_##isa, .random_normal = random_normal_##isa,                                \
     }
 
 static const moe_backend backends[] = {CPU_TABLE(ref), CPU_TABLE(avx2), CPU_TABLE(avx512)}; /* slowest first */

@@ -34,6 +34,7 @@ typedef struct moe_backend {
     cross_entropy_fn cross_entropy;
     embedding_fn embedding_forward, embedding_backward;
     adamw_fn adamw;
+    adamw_bf16_fn adamw_bf16;
     sum_squares_fn sum_squares;
     add_fn add;
     random_normal_fn random_normal;

@@ -33,6 +33,7 @@
     X(embedding_forward, embedding_args)      \
     X(embedding_backward, embedding_args)     \
     X(adamw, adamw_args)                      \
+    X(adamw_bf16, adamw_bf16_args)            \
     X(sum_squares, sum_squares_args)          \
     X(add, add_args)                          \
     X(random_normal, random_normal_args)

@@ -3,7 +3,7 @@
  * Rule: same bits as ref/adamw.c; a step of the vector is the line of the reference with the same name. */
 #include "kernels/adamw.h"
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/adamw_step.h"
 #include "kernels/tables.h"
 
 enum {
@@ -17,21 +17,6 @@ typedef struct pass {
     int nsteps;
     adamw_scalars step[STEPS_PER_PASS];
 } pass;
-
-typedef struct element {
-    v16 w, m, v;
-} element;
-
-SIMD element element_step(element e, v16 grad, const adamw_scalars *k)
-{
-    const v16 g = v16_mul(v16_set1(k->clip), grad);
-    e.w = v16_mul(e.w, v16_set1(k->decay));
-    e.m = v16_fma(v16_set1(k->c1), v16_sub(g, e.m), k->from_g ? g : e.m);
-    e.v = v16_fma(v16_mul(v16_set1(k->c2), g), g, v16_mul(e.v, v16_set1(k->beta2)));
-    const v16 below = v16_add(v16_div(v16_sqrt(e.v), v16_set1(k->root2)), v16_set1(k->eps));
-    e.w = v16_add(e.w, v16_div(v16_mul(v16_set1(k->minus_size), e.m), below));
-    return e;
-}
 
 SIMD element element_steps(const pass *p, element e, v16 grad)
 {

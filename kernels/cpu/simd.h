@@ -36,6 +36,7 @@ typedef struct { __m256d q[4]; } d16;
  *   load/store  any alignment; _n: lanes 0 .. n-1 only, the rest reads as zero and is not touched in memory
  *   fma(a,b,c) = a*b + c, fnma(a,b,c) = c - a*b, one rounding; max(a,b) = a > b ? a : b, min(a,b) = a < b ? a : b (b when equal or NaN)
  *   select(m,a,b) = m ? a : b; compares are false on NaN; v16_to_i16 rounds to nearest even, i16_to_v16 converts back
+ *   load_u16 widens with zeros, store_u16 wants values below 2^16
  *   v16_bits / i16_float reinterpret; shl, shr shift by a constant, shr fills with zeros, sar with the sign */
 
 #if MOE_SIMD_512
@@ -72,6 +73,8 @@ SIMD i16 v16_bits(v16 a) { return _mm512_castps_si512(a); }
 SIMD v16 i16_float(i16 a) { return _mm512_castsi512_ps(a); }
 SIMD i16 i16_load(const int32_t *p) { return _mm512_loadu_si512(p); }
 SIMD void i16_store(int32_t *p, i16 a) { _mm512_storeu_si512(p, a); }
+SIMD i16 i16_load_u16(const uint16_t *p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p)); }
+SIMD void i16_store_u16(uint16_t *p, i16 a) { _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(a)); }
 SIMD i16 i16_set1(int32_t x) { return _mm512_set1_epi32(x); }
 SIMD i16 i16_add(i16 a, i16 b) { return _mm512_add_epi32(a, b); }
 SIMD i16 i16_sub(i16 a, i16 b) { return _mm512_sub_epi32(a, b); }
@@ -150,6 +153,16 @@ SIMD i16 i16_load(const int32_t *p)
 SIMD void i16_store(int32_t *p, i16 a)
 {
     _mm256_storeu_si256((__m256i *)(void *)p, a.lo), _mm256_storeu_si256((__m256i *)(void *)(p + 8), a.hi);
+}
+SIMD i16 i16_load_u16(const uint16_t *p)
+{
+    const __m128i *q = (const __m128i *)(const void *)p;
+    return (i16){_mm256_cvtepu16_epi32(_mm_loadu_si128(q)), _mm256_cvtepu16_epi32(_mm_loadu_si128(q + 1))};
+}
+SIMD void i16_store_u16(uint16_t *p, i16 a)
+{
+    const __m256i packed = _mm256_packus_epi32(a.lo, a.hi); /* by halves: lo0 hi0 lo1 hi1 */
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm256_permute4x64_epi64(packed, 0xd8));
 }
 SIMD i16 i16_set1(int32_t x) { return (i16){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 SIMD i16 i16_add(i16 a, i16 b) { return (i16){_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }

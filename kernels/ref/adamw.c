@@ -4,7 +4,9 @@
 #include "kernels/adamw.h"
 
 #include <math.h>
+#include <string.h>
 
+#include "kernels/random.h"
 #include "kernels/tables.h"
 
 static double power(double base, uint64_t exponent)
@@ -51,6 +53,46 @@ moe_err adamw_ref(const adamw_args *a, moe_stream *s)
         const adamw_scalars k = adamw_scalars_of(&a->steps[j], a->decay);
         for (size_t i = 0; i < a->n; i++)
             element_step(&a->w[i], &a->m[i], &a->v[i], j == 0 && a->grad != NULL ? a->grad[i] : 0.0f, &k);
+    }
+    return MOE_OK;
+}
+
+uint16_t adamw_round_bf16(float x, uint32_t bits)
+{
+    const uint32_t infinite = 0x7f800000u, largest = 0x7f7f0000u;
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    const uint32_t sign = u & 0x80000000u, size = u ^ sign;
+    if (size > infinite)
+        return 0x7fc0;
+    uint32_t rounded = size + bits;
+    if (size < infinite && rounded >= infinite)
+        rounded = largest;
+    return (uint16_t)((sign | rounded) >> 16);
+}
+
+static float widen(uint16_t x)
+{
+    const uint32_t u = (uint32_t)x << 16;
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+moe_err adamw_bf16_ref(const adamw_bf16_args *a, moe_stream *s)
+{
+    (void)s;
+    for (int j = 0; j < a->nsteps; j++) {
+        const adamw_scalars k = adamw_scalars_of(&a->steps[j], a->decay);
+        const random_key key = {a->seed, a->section, (uint32_t)a->steps[j].step};
+        for (size_t i = 0; i < a->n; i++) {
+            uint32_t words[4];
+            float m = widen(a->m[i]), v = widen(a->v[i]);
+            element_step(&a->w[i], &m, &v, j == 0 && a->grad != NULL ? a->grad[i] : 0.0f, &k);
+            random_words(words, key, i / 64 * 16 + i % 16);
+            a->m[i] = adamw_round_bf16(m, words[i % 64 / 16] & 0xffff);
+            a->v[i] = adamw_round_bf16(v, words[i % 64 / 16] >> 16);
+        }
     }
     return MOE_OK;
 }
