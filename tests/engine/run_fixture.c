@@ -81,17 +81,26 @@ void test_run_small_yaml(test_run *r, const char *extra)
                "run: {threads: 2}\n%s", extra);
 }
 
+static moe_err open_folder(test_run *r)
+{
+    if (r->options.io == NULL) {
+        char run[600];
+        snprintf(run, sizeof run, "%s/run", r->dir);
+        return run_folder_open(&r->folder, run, true);
+    }
+    r->folder = (run_folder){.path = strdup("run"), .uuid = {1}, .lock = -1};
+    return io_make_dir(r->options.io, r->folder.path);
+}
+
 moe_err test_run_open(test_run *r, const char *const *sets)
 {
     int n = 0;
     while (sets != NULL && sets[n] != NULL)
         n++;
-    char run[600];
-    snprintf(run, sizeof run, "%s/run", r->dir);
     TRY(train_config_load(&r->config, r->yaml, sets, n));
     moe_err rc;
-    TRY_GOTO(run_folder_open(&r->folder, run, true), rc, fail);
-    TRY_GOTO(trainer_open(&r->t, r->config, &r->folder, (trainer_options){.mode = TRAINER_RUN}), rc, fail);
+    TRY_GOTO(open_folder(r), rc, fail);
+    TRY_GOTO(trainer_open(&r->t, r->config, &r->folder, r->options), rc, fail);
     r->open = true;
     return MOE_OK;
 fail:
@@ -152,4 +161,18 @@ uint64_t test_run_weights_hash(test_run *r)
         tier_release(t->tier, &l, TIER_ALL, c);
     }
     return h;
+}
+
+const char *test_run_least_memory(const test_run *r, const char *const *sets, char *buf, size_t size)
+{
+    train_config *c;
+    train_plan p;
+    int n = 0;
+    while (sets != NULL && sets[n] != NULL)
+        n++;
+    MUST(train_config_load(&c, r->yaml, sets, n));
+    MUST(train_plan_make(&p, c, true));
+    snprintf(buf, size, "memory.host=%llu", (unsigned long long)((p.smallest + 94) / 95 * 100 + 4096));
+    train_config_free(c);
+    return buf;
 }

@@ -2,6 +2,8 @@
 #ifndef MOE_TESTS_ENGINE_RUN_FIXTURE_H
 #define MOE_TESTS_ENGINE_RUN_FIXTURE_H
 
+#include <sys/types.h>
+
 #include "engine/train/commands.h"
 #include "tests/fixtures/fixture.h"
 
@@ -10,6 +12,7 @@ typedef struct test_run {
     char yaml[600];
     train_config *config;
     run_folder folder;
+    trainer_options options; /* io: a simulated disk, the run folder is "run" on it */
     trainer t;
     bool open;
 } test_run;
@@ -28,6 +31,25 @@ void test_run_close(test_run *r); /* and removes the folder */
 
 /* XXH-like hash of every weight, moment and router bias as of the last finished step, pending updates applied in memory. Closes nothing. */
 uint64_t test_run_weights_hash(test_run *r);
+
+/* The least memory that the YAML with these overrides runs in, as "memory.host=..." in buf; returns buf. */
+const char *test_run_least_memory(const test_run *r, const char *const *sets, char *buf, size_t size);
+
+/* --- whole runs in a process of their own (run_process.c) --- */
+
+/* What the child does before it trains: limits, mounts. A status > 0 ends it with that status. */
+typedef int (*test_before)(const void *arg);
+enum { TEST_SKIPPED = 3 }; /* status of a `before` that may not do what it wants here */
+
+/* As `moe-train run` of the YAML with overrides in dir/run; the sentence of an error goes to dir/error.txt. */
+pid_t test_process_start(const test_run *r, const char *const *sets, test_before before, const void *arg);
+/* Waits; the exit status, 128 + number when a signal ended it. */
+int test_process_finish(pid_t pid);
+int test_process_run(const test_run *r, const char *const *sets);
+/* The run ends with this status and a sentence that holds this text. false: `before` was not permitted. */
+bool test_process_fails(const test_run *r, const char *const *sets, test_before before, const void *arg, int status, const char *text);
+/* Of the finished run; stops the test when it is not at `step`. */
+uint64_t test_process_hash(test_run *r, const char *const *sets, uint64_t step);
 
 /* Criterion: stops the test with the error's sentence. */
 #define MUST(call)                                                                          \

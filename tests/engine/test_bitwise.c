@@ -9,7 +9,7 @@
 enum { STEPS = 6 };
 
 typedef struct outcome {
-    double loss[STEPS], norm[STEPS];
+    double loss[STEPS], norm[STEPS], aux[STEPS], z[STEPS];
     uint64_t hash;
 } outcome;
 
@@ -26,6 +26,8 @@ static outcome train(const char *name, const char *extra, const char *const *set
         MUST(trainer_step(&r.t, &m));
         o.loss[s] = m.loss;
         o.norm[s] = m.grad_norm;
+        o.aux[s] = m.aux_loss;
+        o.z[s] = m.z_loss;
         if (visit)
             test_run_weights_hash(&r);
     }
@@ -37,6 +39,12 @@ static outcome train(const char *name, const char *extra, const char *const *set
 static outcome expected;
 static bool have_expected;
 
+static void same_numbers(const char *what, const char *which, const double *got, const double *want)
+{
+    for (int s = 0; s < STEPS; s++)
+        cr_assert(memcmp(&got[s], &want[s], sizeof *got) == 0, "%s: step %d: %s %.17g, expected %.17g", what, s + 1, which, got[s], want[s]);
+}
+
 static void same(const char *what, const char *extra, const char *const *sets)
 {
     if (!have_expected) {
@@ -44,12 +52,10 @@ static void same(const char *what, const char *extra, const char *const *sets)
         have_expected = true;
     }
     const outcome got = train(what, extra, sets, false);
-    for (int s = 0; s < STEPS; s++) {
-        cr_assert(memcmp(&got.loss[s], &expected.loss[s], sizeof(double)) == 0, "%s: step %d: loss %.17g, expected %.17g", what, s + 1,
-                  got.loss[s], expected.loss[s]);
-        cr_assert(memcmp(&got.norm[s], &expected.norm[s], sizeof(double)) == 0, "%s: step %d: norm %.17g, expected %.17g", what, s + 1,
-                  got.norm[s], expected.norm[s]);
-    }
+    same_numbers(what, "loss", got.loss, expected.loss);
+    same_numbers(what, "gradient norm", got.norm, expected.norm);
+    same_numbers(what, "aux loss", got.aux, expected.aux);
+    same_numbers(what, "z loss", got.z, expected.z);
     cr_assert(got.hash == expected.hash, "%s: weights and moments differ after %d steps", what, STEPS);
 }
 
@@ -59,14 +65,7 @@ static const char *least_memory(char *buf, size_t size, const char *const *sets)
     test_run r;
     test_run_make(&r, "least", 256, 61);
     test_run_small_yaml(&r, "");
-    int n = 0;
-    while (sets != NULL && sets[n] != NULL)
-        n++;
-    MUST(train_config_load(&r.config, r.yaml, sets, n));
-    train_plan p;
-    MUST(train_plan_make(&p, r.config, true));
-    snprintf(buf, size, "memory.host=%llu", (unsigned long long)((p.smallest + 94) / 95 * 100 + 4096));
-    train_config_free(r.config);
+    test_run_least_memory(&r, sets, buf, size);
     test_run_close(&r);
     return buf;
 }

@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "tests/engine/run_fixture.h"
@@ -16,70 +15,16 @@ static const char *const whole[] = {"train.steps=12", "checkpoint.every=3", NULL
 
 static void run_path(const test_run *r, char *out, size_t size) { snprintf(out, size, "%s/run", r->dir); }
 
-/* In the child: what moe-train run does. Its sentence goes to dir/error.txt. */
-static moe_err child_run(const test_run *r, const char *const *sets)
-{
-    char run[600], path[600];
-    train_config *c;
-    int n = 0;
-    while (sets != NULL && sets[n] != NULL)
-        n++;
-    run_path(r, run, sizeof run);
-    snprintf(path, sizeof path, "%s/error.txt", r->dir);
-    moe_err rc = train_config_load(&c, r->yaml, sets, n);
-    if (rc == MOE_OK) {
-        rc = command_run(c, &(run_options){.run_dir = run, .quiet = true});
-        train_config_free(c);
-    }
-    FILE *f = fopen(path, "w");
-    if (f != NULL) {
-        fputs(rc == MOE_OK ? "" : moe_error_text(), f);
-        fclose(f);
-    }
-    return rc;
-}
+static pid_t start(const test_run *r, const char *const *sets) { return test_process_start(r, sets, NULL, NULL); }
 
-static pid_t start(const test_run *r, const char *const *sets)
-{
-    const pid_t pid = fork();
-    if (pid == 0)
-        _exit(child_run(r, sets));
-    cr_assert(pid > 0);
-    return pid;
-}
+static int run(const test_run *r, const char *const *sets) { return test_process_run(r, sets); }
 
-static int finish(pid_t pid)
-{
-    int status;
-    cr_assert_eq(waitpid(pid, &status, 0), pid);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
-
-static int run(const test_run *r, const char *const *sets) { return finish(start(r, sets)); }
-
-/* The run failed with this status and a sentence that holds this text. */
 static void expect_failure(const test_run *r, const char *const *sets, int status, const char *text)
 {
-    const int got = run(r, sets);
-    char path[600], sentence[MOE_ERROR_TEXT] = "";
-    snprintf(path, sizeof path, "%s/error.txt", r->dir);
-    FILE *f = fopen(path, "r");
-    if (f != NULL) {
-        sentence[fread(sentence, 1, sizeof sentence - 1, f)] = '\0';
-        fclose(f);
-    }
-    cr_assert_eq(got, status, "exit status %d, expected %d: %s", got, status, sentence);
-    cr_assert(strstr(sentence, text) != NULL, "expected \"%s\" in: %s", text, sentence);
+    (void)test_process_fails(r, sets, NULL, NULL, status, text);
 }
 
-static uint64_t final_hash(test_run *r)
-{
-    MUST(test_run_open(r, whole));
-    cr_assert_eq(r->t.finished, 12u);
-    const uint64_t h = test_run_weights_hash(r);
-    test_run_shut(r);
-    return h;
-}
+static uint64_t final_hash(test_run *r) { return test_process_hash(r, whole, 12); }
 
 static void make(test_run *r, const char *name)
 {
@@ -112,7 +57,7 @@ static void kill_often(const char *name, const char *const *sets, int kills)
                 usleep((x >> 8) % 200000);
                 kill(pid, SIGKILL);
             }
-            status = finish(pid);
+            status = test_process_finish(pid);
             done += status == 137;
             cr_assert(status == 0 || status == 137, "exit status %d after %d kills", status, done);
         }
@@ -139,7 +84,7 @@ Test(run, sigterm_commits_the_last_step_and_leaves_with_75)
         const pid_t pid = start(&r, whole);
         usleep((useconds_t)delay * 1000);
         kill(pid, SIGTERM);
-        status = finish(pid);
+        status = test_process_finish(pid);
         cr_assert(status == 0 || status == 75 || status == 128 + SIGTERM, "exit status %d", status);
     }
     cr_assert(final_hash(&r) == expected);
