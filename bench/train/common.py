@@ -23,7 +23,7 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PRESETS = ROOT / "models" / "presets"
-RESULTS = ROOT / "bench" / "results"
+RESULTS = pathlib.Path(os.environ.get("BENCH_RESULTS") or ROOT / "bench" / "results")
 LIMIT = ROOT / "bench" / "demo" / "limit.sh"
 
 median = statistics.median
@@ -115,16 +115,22 @@ def row(measure, value, unit, target, reached, note=""):
     return {"measure": measure, "value": value, "unit": unit, "target": target, "reached": reached, "note": note}
 
 
-def write_result(args, name, rows, samples, **settings):
+def save(path, name, command, on, settings, rows, samples):
     """JSON with everything, the table on stdout."""
-    path = args.out or RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"benchmark": name, "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]), "commit": commit(),
-              "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "machine": args.machine,
-              "settings": {"threads": args.threads, "rounds": args.rounds, **settings}, "rows": rows, "samples": samples}
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    result = {"benchmark": name, "command": command, "commit": commit(),
+              "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "machine": on, "settings": settings,
+              "rows": rows, "samples": samples}
+    lines = {k: json.dumps(v) for k, v in result.items()}
+    lines["rows"] = "[\n  " + ",\n  ".join(map(json.dumps, rows)) + "\n ]"
+    path.write_text("{\n" + ",\n".join(f' "{k}": {v}' for k, v in lines.items()) + "\n}\n")
     print_rows(rows)
     say(f"written to {path}")
+
+
+def write_result(args, name, rows, samples, **settings):
+    command = shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
+    save(args.out or RESULTS / f"{name}.json", name, command, args.machine, {"threads": args.threads, "rounds": args.rounds, **settings}, rows, samples)
 
 
 def print_rows(rows, file=None):
@@ -156,11 +162,13 @@ class Fio:
             self._run(["--rw=write", "--refill_buffers"])
 
     def _run(self, words):
-        for engine in [self.engine] if self.engine else ["io_uring", "libaio"]:
-            out = subprocess.run(["fio", "--name=bench", f"--filename={self.file}", f"--ioengine={engine}", "--direct=1", *self.common, *words,
+        """Every way that works here, the fastest first: registered buffers need locked memory, io_uring may be forbidden."""
+        ways = [["--ioengine=io_uring", "--fixedbufs", "--registerfiles"], ["--ioengine=io_uring"], ["--ioengine=libaio"]]
+        for way in [self.engine] if self.engine else ways:
+            out = subprocess.run(["fio", "--name=bench", f"--filename={self.file}", "--direct=1", *way, *self.common, *words,
                                   "--output-format=json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             if out.returncode == 0:
-                self.engine = engine
+                self.engine = way
                 job = json.loads(out.stdout[out.stdout.index("{"):])["jobs"][0]
                 return {k: (job[k]["io_bytes"], job[k]["runtime"] / 1e3) for k in ("read", "write")}
         fail(f"fio: {out.stderr.strip() or out.stdout.strip()}")
@@ -256,6 +264,14 @@ def _peak_rss(pid):
     return int(_first(f"/proc/{pid}/status", r"^VmHWM:\s*(\d+)", "0")) << 10
 
 
+def _cpu_seconds(pid):
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError):
+        return None
+
+
 class Trace:
     """Bytes written by a process over time, to tell what a checkpoint wrote: it begins when the line of its step is there, and the next line says
     how long it took."""
@@ -277,9 +293,9 @@ class Trace:
 
 
 def train(args, config, folder, steps, sets=(), host=None, limit_mib=None, finish=False, trace=False):
-    """Runs `steps` steps in a new run folder. -> {"steps": lines of metrics.jsonl, "peak_rss", "limit": {"kind", "peak_mib", "oom_kills"} or
-    None}. finish: to its end, with the checkpoint that is made there; else the process is killed after the last step, which costs nothing.
-    trace: lines with checkpoint_bytes, see Trace."""
+    """Runs `steps` steps in a new run folder. -> {"steps": lines of metrics.jsonl with cpu_seconds (of all threads, so far), "peak_rss",
+    "limit": {"kind", "peak_mib", "oom_kills"} or None}. finish: to its end, with the checkpoint that is made there; else the process is killed
+    after the last step, which costs nothing. trace: lines with checkpoint_bytes, see Trace."""
     run, pid_file, report = folder / "run", folder / "pid", folder / "limit"
     shutil.rmtree(run, ignore_errors=True)
     sets = ["memory.ssd=[store/]", f"run.threads={args.threads}", *sets, f"train.steps={steps if finish else 10**6}"]
@@ -323,7 +339,7 @@ def _watch(child, metrics, pid_file, steps, trace):
             if stat.st_size != seen:
                 seen = stat.st_size
                 rss = max(rss, _peak_rss(pid))
-                new = _lines(metrics)[len(got):]
+                new = [dict(m, cpu_seconds=_cpu_seconds(pid)) for m in _lines(metrics)[len(got):]]
                 if trace:
                     trace.arrived(new, stat.st_mtime)
                 got += new

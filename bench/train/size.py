@@ -57,7 +57,7 @@ def measure(args, folder):
         s["peak"].append(c.peak(args.build, args.threads))
         for e in sizes:
             got = c.train(args, made[e][0], folder, args.warmup + args.steps, host=limits[e][0])["steps"]
-            s["sizes"][e]["steps"] += got[args.warmup:]
+            s["sizes"][e]["steps"] += [dict(b, cpu=b["cpu_seconds"] - a["cpu_seconds"]) for a, b in zip(got, got[1:])][args.warmup - 1:]
             c.say(f"round {r + 1} {e:>4} experts in {limits[e][0]}: {' '.join('%.2f' % m['seconds'] for m in got)} s")
     return s
 
@@ -68,8 +68,9 @@ def judge(s):
         per_token[e] = c.median(m["seconds"] for m in x["steps"]) / x["tokens_per_step"]
         stall[e] = c.median(m["stall_seconds"] / m["seconds"] for m in x["steps"])
         moved = c.median(m["ssd_read_bytes"] + m["ssd_write_bytes"] for m in x["steps"])
+        cpu = c.median(m["cpu"] for m in x["steps"]) / x["tokens_per_step"]
         rows.append(c.row(f"{e} experts a layer: time per token", per_token[e] * 1e6, "us", "", None,
-                          f"stalled {stall[e] * 100:.1f} %, {x['flops'] / x['tokens_per_step'] / 1e6:.2f} MFLOP and "
+                          f"{cpu * 1e6:.1f} us of processor time, stalled {stall[e] * 100:.1f} %, {x['flops'] / x['tokens_per_step'] / 1e6:.2f} MFLOP and "
                           f"{moved / x['tokens_per_step'] / 1e3:.1f} KB of SSD traffic a token, memory {x['host']}"))
     low, high = min(per_token, key=per_token.get), max(per_token, key=per_token.get)
     spread = (per_token[high] / per_token[low] - 1) * 100
@@ -91,9 +92,10 @@ def main():
     a.add_argument("--layers", type=int, default=2, help="num_hidden_layers (default 2)")
     a.add_argument("--top-k", type=int, default=4, help="num_experts_per_tok (default 4)")
     a.add_argument("--update", choices=["auto", "deferred", "speculative"], default="deferred", help="optimizer.update (default deferred)")
-    a.add_argument("--warmup", type=int, default=3, help="steps before it counts (default 3)")
+    a.add_argument("--warmup", type=int, default=3, help="steps before it counts, at least 1 (default 3)")
     a.add_argument("--steps", type=int, default=2, help="timed steps of a turn (default 2)")
     args = c.parse(a)
+    args.warmup = max(1, args.warmup)
     with c.scratch(args) as folder:
         s = measure(args, folder)
     c.write_result(args, "size", judge(s), s, experts=args.experts, rows_of_an_expert=args.rows, keep=args.keep)
