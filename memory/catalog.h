@@ -14,7 +14,7 @@ typedef struct record {
     int16_t slot;               /* of w, m, v; -1: never written           */
     int16_t grad_slot;          /* of g; -1: not on disk                   */
     uint32_t reserved;          /* 0 */
-    uint64_t sum[STORE_PARTS];  /* XXH3-64 of each part on disk            */
+    uint64_t sum[STORE_PARTS];  /* XXH3-64 of each part on disk; 0 for a part of 0 bytes */
 } record;
 _Static_assert(sizeof(record) == 56, "record is part of the manifest");
 

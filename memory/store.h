@@ -1,8 +1,9 @@
 /* Records at rest on SSD. Owns the store files and the I/O thread; holds no data in memory besides what is in flight.
  *
  * A training record of a section has four parts: w (master weights), m, v (moments), g (pending gradient), each padded to
- * IO_ALIGN. w, m, v are written together and share a slot number; g has its own. Every part has `slots` places on disk: a write
- * goes to a slot that no kept checkpoint names (the caller chooses; see catalog.h). Sections are striped over the folders.
+ * IO_ALIGN; a part of 0 bytes does not exist: no file has room for it and no transfer may name it. w, m, v are written together and
+ * share a slot number; g has its own. Every part has `slots` places on disk: a write goes to a slot that no kept checkpoint names (the
+ * caller chooses; see catalog.h). Sections are striped over the folders.
  * The spill area is a scratch file of raw blocks (activations) that no checkpoint knows.
  * Threads: store_submit and store_sync from any thread; `done` runs on the I/O thread and must not block. */
 #ifndef MOE_MEMORY_STORE_H

@@ -12,12 +12,23 @@ enum { TOUCH_WINDOW = 8 }; /* steps: weight 1/8 of the newest in the moving aver
 
 static size_t padded_bytes(size_t n) { return (n + IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN; }
 
-size_t tier_least_bytes(const tier_config *c) { return 2 * (size_t)STORE_PARTS * padded_bytes(c->part_bytes[STORE_W]); }
+/* TIER_* of the parts that a record has. */
+static unsigned parts_of(const tier_config *c)
+{
+    unsigned parts = 0;
+    for (int p = 0; p < STORE_PARTS; p++)
+        parts |= c->part_bytes[p] > 0 ? 1u << p : 0u;
+    return parts;
+}
+
+static size_t part_count(const tier_config *c) { return (size_t)__builtin_popcount(parts_of(c)); }
+
+size_t tier_least_bytes(const tier_config *c) { return 2 * part_count(c) * padded_bytes(c->part_bytes[STORE_W]); }
 
 static moe_err check_config(const tier_config *c)
 {
     for (int p = 1; p < STORE_PARTS; p++)
-        if (c->part_bytes[p] != c->part_bytes[STORE_W])
+        if (c->part_bytes[p] != c->part_bytes[STORE_W] && (p != STORE_V || c->part_bytes[p] != 0))
             return moe_fail(MOE_E_CONFIG,
                             "tier: part %c has %zu bytes, part w %zu; the slots are uniform, so all parts must be equal",
                             "wmvg"[p], c -> part_bytes[p], c -> part_bytes[STORE_W]);
@@ -30,7 +41,7 @@ static moe_err check_config(const tier_config *c)
     if (c->host_bytes < tier_least_bytes(c))
         return moe_fail(MOE_E_CONFIG, "memory.host leaves %zu bytes for experts; two whole records need %zu", c->host_bytes,
                         tier_least_bytes(c));
-    const size_t every = (size_t)c->layers * (size_t)c->experts * STORE_PARTS;
+    const size_t every = (size_t)c->layers * (size_t)c->experts * part_count(c);
     if (c->store == NULL && c->host_bytes / padded_bytes(c->part_bytes[STORE_W]) < every)
         return moe_fail(MOE_E_CONFIG,
                         "memory.host leaves %zu bytes for experts; without memory.ssd all %zu parts of %zu bytes must fit",
@@ -67,10 +78,10 @@ static moe_err start_section(tier_section *x, section_id s, const record *r)
 
 static moe_err start_slots(tier *t)
 {
-    const size_t every = (size_t)t->sections * STORE_PARTS, room = t->c.host_bytes / t->padded;
+    const size_t every = (size_t)t->sections * part_count(&t->c), room = t->c.host_bytes / t->padded;
     t->slots = (int)(room < every ? room : every);
-    if (t->slots < 2 * STORE_PARTS) /* one section alone */
-        t->slots = 2 * STORE_PARTS;
+    if (t->slots < 2 * t->record_parts) /* one section alone */
+        t->slots = 2 * t->record_parts;
     t->fits = room >= every;
     t->slot = calloc((size_t)t->slots, sizeof *t->slot);
     for (int k = 0; k < HEAPS; k++)
@@ -110,6 +121,8 @@ static moe_err start(tier *t)
     TRY(policy_find(&t->policy, t->c.policy));
     TRY(start_lock(t));
     t->padded = padded_bytes(t->c.part_bytes[STORE_W]);
+    t->parts = parts_of(&t->c);
+    t->record_parts = (int)part_count(&t->c);
     t->sections = t->c.layers * t->c.experts;
     t->section = malloc((size_t)t->sections * sizeof *t->section);
     t->catalog = calloc((size_t)t->sections, sizeof *t->catalog);
@@ -122,8 +135,8 @@ static moe_err start(tier *t)
     TRY(start_slots(t));
     /* Two records beyond what is being read: an acquire and the release before it never wait for a write in the steady state. */
     t->writeback_mark =
-        t->c.prefetch_depth + 2 * STORE_PARTS < t->slots / 2 ? t->c.prefetch_depth + 2 * STORE_PARTS : t->slots / 2;
-    t->writeback_depth = t->c.prefetch_depth < STORE_PARTS ? STORE_PARTS : t->c.prefetch_depth;
+        t->c.prefetch_depth + 2 * t->record_parts < t->slots / 2 ? t->c.prefetch_depth + 2 * t->record_parts : t->slots / 2;
+    t->writeback_depth = t->c.prefetch_depth < t->record_parts ? t->record_parts : t->c.prefetch_depth;
     if (t->writeback_depth > TIER_FLIGHT_MAX)
         t->writeback_depth = TIER_FLIGHT_MAX;
     t->pos = -1;

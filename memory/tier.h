@@ -33,6 +33,8 @@ typedef struct tier_config {
     store *store;           /* NULL: everything must fit in RAM (no disk at all)          */
     checkpoint *checkpoint; /* says which slots are named; NULL with store NULL           */
     int layers, experts;    /* MoE layers, experts per layer: section = layer * experts + expert */
+    /* All equal, for the slots are; v may be 0: then records have none (both moments lie in m), and a lease never holds it, whatever
+     * was asked for. */
     size_t part_bytes[STORE_PARTS];
     size_t host_bytes;               /* for the slots; at least two whole records (tier_least_bytes) */
     const char *policy;              /* "schedule" (default), "lru", "lfu"                          */

@@ -352,7 +352,7 @@ moe_err tier_acquire_any(tier *t, const section_id *wanted, int n, tier_parts_fn
     if (n <= 0 || n > t->sections)
         return moe_fail(MOE_E_CONFIG, "tier: %d sections wanted of %d", n, t->sections);
     for (int i = 0; i < n && *which < 0; i++) {
-        t->want[i] = parts_of(user, wanted[i]); /* without the lock: it may ask tier_record */
+        t->want[i] = parts_of(user, wanted[i]) & t->parts; /* without the lock: it may ask tier_record */
         pthread_mutex_lock(&t->lock);
         const moe_err rc = check_wanted(t, wanted[i], t->want[i], fresh);
         if (rc == MOE_OK && take_now(t, wanted, i, fresh, out)) {

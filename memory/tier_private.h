@@ -22,7 +22,8 @@
  * that is not the state to return to, while an update is speculative): with keep + 1 places there is always one, and it may be
  * that of `disk` itself, which is then overwritten in place -- nobody needs it any more, since all of the newer version is in RAM
  * or in `next` before the first byte goes out, and a crash goes back to a checkpoint. A part is read from `next` if it has
- * arrived there, else from `disk`; never from a mixture. g has a place of its own and is one part, so it needs no `next`.
+ * arrived there, else from `disk`; never from a mixture. A part that records do not have (v of 0 bytes) counts as arrived. g has a
+ * place of its own and is one part, so it needs no `next`.
  *
  * Threads: everything is guarded by `lock`. The compute thread makes all decisions that look at checkpoints (which disk slot);
  * the store's thread ends transfers and starts the next prefetches and write-backs (tier_pump). Lock order: tier, then store. */
@@ -97,7 +98,9 @@ typedef struct tier_heap {
 struct tier {
     tier_config c;
     const policy *policy;
-    size_t padded; /* bytes of a slot */
+    size_t padded;    /* bytes of a slot */
+    unsigned parts;   /* TIER_* that a record has */
+    int record_parts; /* how many */
     int sections, slots;
     bool fits; /* a slot for every part: nothing is ever written back or evicted */
     float *memory;

@@ -159,7 +159,7 @@ static bool make_room_ahead(tier *t, section_id s, store_part p)
 static bool prefetch_section(tier *t, section_id s, unsigned parts)
 {
     for (int p = 0; p < STORE_PARTS; p++) {
-        if ((parts & (1u << p)) == 0 || t->section[s].slot[p] >= 0 || !part_on_disk(t, s, (store_part)p))
+        if ((parts & t->parts & (1u << p)) == 0 || t->section[s].slot[p] >= 0 || !part_on_disk(t, s, (store_part)p))
             continue;
         if (t->reads_ahead >= t->c.prefetch_depth || !make_room_ahead(t, s, (store_part)p))
             return false;

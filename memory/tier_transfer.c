@@ -243,7 +243,7 @@ void version_begin(tier *t, tier_section *x, unsigned part, uint64_t step)
         return;
     }
     const bool again = x->next.slot < 0 && x->disk.slot >= 0 && x->disk.step == step;
-    x->next = (tier_version){.slot = state_target(t, s), .step = step};
+    x->next = (tier_version){.slot = state_target(t, s), .have = (uint8_t)(TIER_WMV & ~t->parts), .step = step};
     if (again && x->next.slot == x->disk.slot) {
         x->next = x->disk;
         x->next.have = (uint8_t)(TIER_WMV & ~part);

@@ -99,6 +99,30 @@ Test(tier, speculative_steps_kept_and_taken_back)
         }
 }
 
+/* Both moments in m: three parts a record, so six slots do. */
+Test(tier, records_without_v)
+{
+    const int slots[] = {6, 7, 11, 20, 45};
+    for (int round = 0; round < rounds(); round++)
+        for (size_t i = 0; i < 5; i++) {
+            const sim_config c = {.layers = 3,
+                                  .experts = 5,
+                                  .host_parts = slots[i],
+                                  .keep = 1 + round % 2,
+                                  .policy = policies[(i + (size_t)round) % 3],
+                                  .prefetch = (int)i * 2,
+                                  .speculate = round % 3 == 0 ? 60 : 0,
+                                  .rollback = 40,
+                                  .groups = 1 + round % 2,
+                                  .touched = 65,
+                                  .delay_us = round % 2 == 0 ? 60 : 0,
+                                  .hold = round % 3 != 0,
+                                  .no_v = true,
+                                  .seed = 9000 + (uint64_t)round * 10 + i};
+            live(&c);
+        }
+}
+
 Test(tier, without_a_store)
 {
     const sim_config c = {.layers = 2,

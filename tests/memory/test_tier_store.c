@@ -2,6 +2,7 @@
 #include <criterion/criterion.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "memory/stash.h"
 #include "memory/tier.h"
@@ -23,7 +24,7 @@ typedef struct rig {
     checkpoint *cp;
     tier *t;
     uint64_t finished;
-    bool direct;
+    bool direct, no_v;
 } rig;
 
 static float value(section_id s, int part, uint64_t step) { return (float)(s * 1000 + part * 100) + (float)step; }
@@ -52,7 +53,7 @@ static void rig_open(rig *r, bool create, int slots)
                        .buffered = !r->direct};
     tier_config tc = {.layers = LAYERS, .experts = EXPERTS, .prefetch_depth = 4, .fill = fill};
     for (int p = 0; p < STORE_PARTS; p++)
-        sc.part_bytes[p] = tc.part_bytes[p] = FLOATS * 4;
+        sc.part_bytes[p] = tc.part_bytes[p] = p == STORE_V && r->no_v ? 0 : FLOATS * 4;
     OK(store_open(&r->st, &sc));
     OK(checkpoint_open(&r->cp, r->io, r->checkpoint_dir, 1, r->direct, &latest, r->note));
     cr_assert_eq(latest == NULL, create);
@@ -114,7 +115,8 @@ static moe_err forward_layer(rig *r, int layer)
             check_part(l.part[STORE_G], s, STORE_G, c.grad_step);
         const bool update = l.part[STORE_M] != NULL;
         for (int p = 0; p < STORE_G && update; p++)
-            set_part(l.part[p], s, p, r->finished);
+            if (l.part[p] != NULL)
+                set_part(l.part[p], s, p, r->finished);
         if (update)
             tier_release(r->t, &l, TIER_M | TIER_V | TIER_G,
                          (tier_change){.dirty = TIER_M | TIER_V, .drop = TIER_G, .step = r->finished});
@@ -199,6 +201,38 @@ Test(tier_store, steps_commits_and_restarts_over_files)
         rig_close(&r);
         scratch_remove(&r.dir);
     }
+}
+
+/* Records without v: the files are a quarter smaller, six slots do, and whoever opens them with a v is told. */
+Test(tier_store, records_without_v)
+{
+    rig r;
+    char name[SCRATCH_PATH + 32];
+    struct stat st;
+    rig_make(&r);
+    r.no_v = true;
+    rig_open(&r, true, 6);
+    for (int i = 0; i < STEPS; i++)
+        OK(step(&r));
+    commit(&r);
+    for (section_id s = 0; s < SECTIONS; s++)
+        cr_assert_eq(tier_catalog(r.t)[s].sum[STORE_V], 0);
+    rig_close(&r);
+    snprintf(name, sizeof name, "%s/slot-0.bin", r.store_dir);
+    cr_assert_eq(stat(name, &st), 0);
+    cr_assert_eq(st.st_size, (off_t)SECTIONS * 3 * ((FLOATS * 4 + IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN));
+    rig_open(&r, false, 9);
+    cr_assert_eq(r.finished, STEPS);
+    OK(step(&r));
+    rig_close(&r);
+    const char *dirs[1] = {r.store_dir};
+    OK(io_open(&r.io, "auto", r.note));
+    const store_config wrong = {.io = r.io, .dirs = dirs, .ndirs = 1, .uuid = {7}, .sections = SECTIONS, .slots = 3, .buffered = !r.direct,
+                                .part_bytes = {FLOATS * 4, FLOATS * 4, FLOATS * 4, FLOATS * 4}};
+    cr_assert_eq(store_open(&r.st, &wrong), MOE_E_DATA);
+    cr_assert(strstr(moe_error_text(), "part v has 0 bytes") != NULL, "%s", moe_error_text());
+    io_close(r.io);
+    scratch_remove(&r.dir);
 }
 
 Test(tier_store, a_flipped_bit_on_disk_is_a_checksum_error)

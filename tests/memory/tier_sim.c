@@ -44,7 +44,8 @@ static void check_pattern(const float *buf, section_id s, int part, uint64_t ste
 
 static moe_err fill(void *user, section_id s, store_part part, float *buf)
 {
-    (void)user;
+    const sim *m = user;
+    cr_assert(part != STORE_V || !m->c.no_v, "a part that does not exist is filled");
     write_pattern(buf, s, (int)part, 0, 0);
     return MOE_OK;
 }
@@ -73,7 +74,7 @@ static void open_tier(sim *m, const record *records)
                                 .checkpoint = m->cp,
                                 .layers = c->layers,
                                 .experts = c->experts,
-                                .part_bytes = {PART_BYTES, PART_BYTES, PART_BYTES, PART_BYTES},
+                                .part_bytes = {PART_BYTES, PART_BYTES, c->no_v ? 0 : PART_BYTES, PART_BYTES},
                                 .host_bytes = (size_t)c->host_parts * IO_ALIGN,
                                 .policy = c->policy,
                                 .lfu_threshold = 2,
@@ -134,9 +135,12 @@ static unsigned forward_parts(void *user, section_id s)
     return parts;
 }
 
+static bool has_part(const sim *m, int p) { return p != STORE_V || !m->c.no_v; }
+
 static void check_lease(sim *m, const tier_lease *l)
 {
     const sim_section *x = &m->now[l->section];
+    cr_assert(has_part(m, STORE_V) || (l->part[STORE_V] == NULL && (l->parts & TIER_V) == 0), "a part that does not exist is leased");
     for (int p = 0; p < STORE_G; p++)
         if (l->part[p] != NULL)
             check_pattern(l->part[p], l->section, p, x->step, x->variant, "lease");
@@ -153,7 +157,8 @@ static void update(sim *m, tier_lease *l, uint64_t step, int variant)
     const section_id s = l->section;
     const bool drop = (l->parts & TIER_G) != 0;
     for (int p = 0; p < STORE_G; p++)
-        write_pattern(l->part[p], s, p, step, variant);
+        if (has_part(m, p))
+            write_pattern(l->part[p], s, p, step, variant);
     x->step = step;
     x->variant = variant;
     if (drop)
@@ -209,7 +214,8 @@ static void backward_section(sim *m, tier_lease *l, bool update_too)
         x->step = m->finished + 1;
         x->variant = 0;
         for (int p = 0; p < STORE_G; p++)
-            write_pattern(l->part[p], s, p, x->step, 0);
+            if (has_part(m, p))
+                write_pattern(l->part[p], s, p, x->step, 0);
         tier_release(m->t, l, TIER_ALL,
                      (tier_change){.dirty = at_once ? TIER_ALL : TIER_WMV, .step = x->step, .grad_step = x->grad_step});
     }
@@ -367,8 +373,10 @@ static void check_places(sim *m, const record *records, const sim_section *truth
                   "section %d: on disk %llu+%llu, expected %llu+%llu", s, (unsigned long long)r->step,
                   (unsigned long long)r->grad_step, (unsigned long long)truth[s].step, (unsigned long long)truth[s].grad_step);
         for (int p = 0; p < STORE_G && r->slot >= 0; p++)
-            check_pattern(fake_store_place(m->st, s, (store_part)p, r->slot), s, p, truth[s].step, truth[s].variant,
-                          "checkpoint");
+            if (has_part(m, p))
+                check_pattern(fake_store_place(m->st, s, (store_part)p, r->slot), s, p, truth[s].step, truth[s].variant,
+                              "checkpoint");
+        cr_assert(has_part(m, STORE_V) || r->sum[STORE_V] == 0, "a part that does not exist has a checksum");
         if (r->grad_step != 0)
             check_pattern(fake_store_place(m->st, s, STORE_G, r->grad_slot), s, STORE_G, r->grad_step, truth[s].grad_count,
                           "checkpoint");

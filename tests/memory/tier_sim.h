@@ -18,6 +18,7 @@ typedef struct sim_config {
     int groups;              /* of micro-batches, at most */
     int touched;             /* percent of the experts */
     int delay_us;
+    bool no_v; /* records without v: both moments in m */
     bool hold; /* keep a second lease while acquiring */
     uint64_t seed;
 } sim_config;
