@@ -33,6 +33,8 @@ typedef struct moe_layers {
     expert_layout layout;
     int64_t max_tokens;      /* T of a pass at most                                         */
     int64_t chunk;           /* rows of one expert at a time (scratch; changes no bit)      */
+    bool bf16_moments;       /* part M of a record is m then v, [layout.floats] bf16 each; no part V */
+    uint64_t seed;           /* of their stochastic rounding                                */
 
     float *rows;             /* [max_tokens * K, D] outputs, then input gradients, by row   */
     void *routing;           /* of the layer at work                                        */
@@ -60,6 +62,8 @@ typedef struct moe_config {
     balance *balance;
     const volatile int *stop;
     int64_t max_tokens, chunk;
+    bool bf16_moments;
+    uint64_t seed;
 } moe_config;
 
 /* Bytes that moe_open will allocate. */
@@ -95,6 +99,8 @@ void moe_abandon(moe_layers *m);
 /* Applies everything that is pending on one section, up to the last step of the log. l holds W, M, V, and G when a gradient is pending;
  * all but W is released. *owed: the change that W must be released with, whatever happens in between (nothing on an error). */
 moe_err moe_apply_pending(moe_layers *m, tier_lease *l, tier_change *owed) MOE_MUST_CHECK;
+/* AdamW on the section whose W and moments l holds, whichever way those are stored; grad of steps[0], or NULL. */
+moe_err moe_update(moe_layers *m, const tier_lease *l, const float *grad, const adamw_step *steps, int nsteps) MOE_MUST_CHECK;
 /* The parts a section needs before it can be used in forward. */
 unsigned moe_forward_parts(const moe_layers *m, section_id s);
 

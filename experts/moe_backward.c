@@ -67,11 +67,7 @@ static moe_err expert_backward(moe_layers *m, int layer, const tier_lease *l, co
 static moe_err speculate(moe_layers *m, tier_lease *l, const adamw_step *step)
 {
     const double t0 = moe_seconds();
-    const adamw_args a = {
-        .w = l->part[STORE_W], .m = l->part[STORE_M], .v = l->part[STORE_V], .grad = l->part[STORE_G], .steps = step, .nsteps = 1,
-        .n = m->layout.floats, .decay = true,
-    };
-    TRY(m->be->adamw(&a, m->stream));
+    TRY(moe_update(m, l, l->part[STORE_G], step, 1));
     m->times.update += moe_seconds() - t0;
     return MOE_OK;
 }

@@ -59,6 +59,7 @@ static void layers_dims(moe_layers *m, const moe_config *c)
         .stop = c->stop,
         .D = s->D, .F = s->F, .Fp = (int)panel_pad(s->F), .E = s->E, .K = s->K, .layers = spec_moe_layers(s), .rule = s->router,
         .max_tokens = c->max_tokens, .chunk = c->chunk < c->max_tokens ? c->chunk : c->max_tokens,
+        .bf16_moments = c->bf16_moments, .seed = c->seed,
     };
     spec_expert_layout(s, &m->layout);
 }
@@ -126,6 +127,20 @@ moe_err moe_next_section(moe_layers *m, section_id *wanted, int *n, bool backwar
     return MOE_OK;
 }
 
+moe_err moe_update(moe_layers *m, const tier_lease *l, const float *grad, const adamw_step *steps, int nsteps)
+{
+    const size_t n = m->layout.floats;
+    if (!m->bf16_moments) {
+        const adamw_args a = {.w = l->part[STORE_W], .m = l->part[STORE_M], .v = l->part[STORE_V], .grad = grad, .steps = steps,
+                              .nsteps = nsteps, .n = n, .decay = true};
+        return m->be->adamw(&a, m->stream);
+    }
+    uint16_t *moments = (uint16_t *)(void *)l->part[STORE_M];
+    const adamw_bf16_args a = {.w = l->part[STORE_W], .m = moments, .v = moments + n, .grad = grad, .steps = steps, .nsteps = nsteps,
+                               .n = n, .decay = true, .seed = m->seed, .section = (uint32_t)l->section};
+    return m->be->adamw_bf16(&a, m->stream);
+}
+
 /* One real gradient step when it is pending, then the zero-gradient steps that a dense optimizer would have made since. */
 moe_err moe_apply_pending(moe_layers *m, tier_lease *l, tier_change *owed)
 {
@@ -140,11 +155,7 @@ moe_err moe_apply_pending(moe_layers *m, tier_lease *l, tier_change *owed)
     if (r.grad_step != 0 && r.grad_step != r.step + 1)
         return moe_fail(MOE_E_DATA, "section %d: a gradient of step %llu is pending on a state of step %llu", l->section,
                         (unsigned long long)r.grad_step, (unsigned long long)r.step);
-    const adamw_args a = {
-        .w = l->part[STORE_W], .m = l->part[STORE_M], .v = l->part[STORE_V], .grad = r.grad_step != 0 ? l->part[STORE_G] : NULL,
-        .steps = steps, .nsteps = (int)n, .n = m->layout.floats, .decay = true,
-    };
-    TRY(m->be->adamw(&a, m->stream));
+    TRY(moe_update(m, l, r.grad_step != 0 ? l->part[STORE_G] : NULL, steps, (int)n));
     const uint64_t now = steps[n - 1].step;
     if (l->parts & TIER_G)
         tier_release(m->tier, l, TIER_G, (tier_change){.drop = TIER_G});

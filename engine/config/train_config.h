@@ -11,6 +11,7 @@
 
 typedef enum balance_scope { BALANCE_MICRO, BALANCE_SEQUENCE, BALANCE_GLOBAL } balance_scope;
 typedef enum schedule_kind { SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT, SCHEDULE_WSD } schedule_kind;
+typedef enum moments_kind { MOMENTS_F32, MOMENTS_BF16 } moments_kind;
 typedef enum update_mode { UPDATE_AUTO, UPDATE_DEFERRED, UPDATE_SPECULATIVE } update_mode;
 
 typedef struct train_config {
@@ -30,6 +31,7 @@ typedef struct train_config {
     schedule_kind schedule;
     int64_t warmup_steps, decay_steps; /* decay_steps: wsd                                   */
     double min_lr;
+    moments_kind moments;         /* optimizer.moments: of the experts; dense ones are f32   */
     update_mode update;           /* optimizer.update: auto | deferred | speculative         */
 
     double aux_coef, z_coef, bias_update_rate; /* balance.aux_loss_coef, z_loss_coef, bias_update_rate */

@@ -61,7 +61,7 @@ static uint64_t measure(train_plan *p, const train_config *c, int64_t micro, boo
     p->stash_full = training ? decoder_stash_bytes(&d, p->group_tokens, &p->stash_largest) : 0;
     const uint64_t stash_least = training ? STASH_LEAST_BLOCKS * p->stash_largest : 0;
     p->stash = stash_least < p->stash_full ? stash_least : p->stash_full;
-    p->tier = p->sections > 0 ? 2 * (uint64_t)STORE_PARTS * p->part_bytes : 0;
+    p->tier = p->sections > 0 ? 2 * (uint64_t)p->record_parts * p->part_bytes : 0;
     return p->overhead + p->dense + p->scratch + p->stash + p->tier;
 }
 
@@ -84,7 +84,7 @@ static int64_t pick_logits(uint64_t limit)
 static void share_rest(train_plan *p, uint64_t usable)
 {
     uint64_t left = usable - (p->overhead + p->dense + p->scratch + p->stash + p->tier);
-    const uint64_t whole = STORE_PARTS * (uint64_t)p->part_bytes;
+    const uint64_t whole = (uint64_t)p->record_parts * p->part_bytes;
     const uint64_t comfort = whole * COMFORT_RECORDS < p->tier_full ? whole * COMFORT_RECORDS : p->tier_full;
     uint64_t *const pot[] = {&p->tier, &p->stash, &p->tier};
     const uint64_t want[] = {comfort, p->stash_full, p->tier_full};
@@ -103,7 +103,7 @@ static void plan_disk(train_plan *p, const train_config *c)
     p->can_speculate = c->update != UPDATE_DEFERRED && !p->resident;
     p->store_slots = c->checkpoint_keep + 1 + (p->can_speculate ? 1 : 0);
     p->spill_bytes = p->spills ? p->stash_full : 0;
-    p->store_bytes = (uint64_t)p->sections * STORE_PARTS * p->part_bytes * (uint64_t)p->store_slots;
+    p->store_bytes = (uint64_t)p->sections * (uint64_t)p->record_parts * p->part_bytes * (uint64_t)p->store_slots;
     p->dense_file_bytes = (p->dense / 4) * 3 * (uint64_t)(c->checkpoint_keep + 1);
 }
 
@@ -128,7 +128,8 @@ moe_err train_plan_make(train_plan *p, const train_config *c, bool training)
     spec_expert_layout(&c->model, &e);
     p->sections = (int64_t)p->layers * c->model.E;
     p->part_bytes = (e.floats * sizeof(float) + IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN;
-    p->tier_full = (uint64_t)p->sections * STORE_PARTS * p->part_bytes;
+    p->record_parts = c->moments == MOMENTS_BF16 ? STORE_PARTS - 1 : STORE_PARTS;
+    p->tier_full = (uint64_t)p->sections * (uint64_t)p->record_parts * p->part_bytes;
     p->expert_rows = pick_rows(c, p->limit);
     p->logits_bytes = pick_logits(p->limit);
 

@@ -13,6 +13,7 @@ typedef struct train_plan {
     int layers;                /* MoE layers */
     int64_t sections;          /* layers * experts                                           */
     size_t part_bytes;         /* one part of a record: an expert's fp32 weights             */
+    int record_parts;          /* w, m, v, g; 3 with bf16 moments, which share m             */
 
     int64_t group_tokens;      /* tokens that pass a layer together                          */
     int groups;                /* per step                                                   */
@@ -39,6 +40,12 @@ typedef struct train_plan {
 /* MOE_E_CONFIG when it does not fit: says what is needed and what would fit. limit 0: detect. training false: forward only
  * (evaluation, sampling, export) for passes of `group_tokens`. */
 moe_err train_plan_make(train_plan *p, const train_config *c, bool training) MOE_MUST_CHECK;
+
+/* Bytes of a part of each record: part_bytes, or 0 where records do not have it. */
+static inline size_t plan_part_bytes(const train_plan *p, store_part part)
+{
+    return part == STORE_V && p->record_parts < STORE_PARTS ? 0 : p->part_bytes;
+}
 
 /* Human-readable size, e.g. "1.50 GiB". Returns buf. */
 char *size_text(char *buf, size_t size, uint64_t bytes);

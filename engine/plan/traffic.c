@@ -11,7 +11,7 @@ typedef struct item {
 typedef struct cycle {
     int layers;
     double layer_bytes, capacity, used;
-    bool speculative;
+    bool speculative, has_v;
     item *item; /* [layers, STORE_PARTS] */
 } cycle;
 
@@ -21,6 +21,8 @@ static int phase_layer(const cycle *c, int p) { return p < c->layers ? p : 2 * c
 static bool reads_part(const cycle *c, int p, store_part part)
 {
     const bool forward = p < c->layers;
+    if (part == STORE_V && !c->has_v)
+        return false;
     if (part == STORE_W)
         return true;
     return c->speculative ? !forward && part != STORE_G : forward;
@@ -29,6 +31,8 @@ static bool reads_part(const cycle *c, int p, store_part part)
 static bool changes_part(const cycle *c, int p, store_part part)
 {
     const bool forward = p < c->layers;
+    if (part == STORE_V && !c->has_v)
+        return false;
     return c->speculative ? !forward : forward ? part != STORE_G : part == STORE_G;
 }
 
@@ -116,7 +120,7 @@ moe_err traffic_of(step_traffic *out, const train_plan *p, bool speculative)
         return MOE_OK;
     cycle c = {
         .layers = p->layers, .layer_bytes = (double)p->part_bytes * (double)(p->sections / p->layers), .capacity = (double)p->tier,
-        .speculative = speculative, .item = calloc((size_t)p->layers * STORE_PARTS, sizeof *c.item),
+        .speculative = speculative, .has_v = plan_part_bytes(p, STORE_V) > 0, .item = calloc((size_t)p->layers * STORE_PARTS, sizeof *c.item),
     };
     if (c.item == NULL)
         return moe_fail(MOE_E_OS, "out of memory");

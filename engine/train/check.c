@@ -72,7 +72,8 @@ static void print_memory(FILE *out, const train_plan *p)
     line(out, "working buffers", p->scratch, "");
     snprintf(note, sizeof note, "of %s%s", size_text(text, sizeof text, p->stash_full), p->spills ? ", the rest on SSD" : ": all of it");
     line(out, "activations", p->stash, note);
-    snprintf(note, sizeof note, "of %s (w, m, v, g)%s", size_text(text, sizeof text, p->tier_full), p->resident ? ": all of it" : ", the rest on SSD");
+    snprintf(note, sizeof note, "of %s (%s)%s", size_text(text, sizeof text, p->tier_full),
+             p->record_parts < STORE_PARTS ? "w, m and v as bf16, g" : "w, m, v, g", p->resident ? ": all of it" : ", the rest on SSD");
     line(out, "expert slots", p->tier, note);
     line(out, "program, catalogs, tokens", p->overhead, "");
     line(out, "together", p->total, "");

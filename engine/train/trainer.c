@@ -104,7 +104,7 @@ static moe_err open_store(trainer *t, bool create)
     };
     memcpy(s.uuid, t->folder->uuid, sizeof s.uuid);
     for (int p = 0; p < STORE_PARTS; p++)
-        s.part_bytes[p] = t->plan.part_bytes;
+        s.part_bytes[p] = plan_part_bytes(&t->plan, (store_part)p);
     TRY_GOTO(store_open(&t->store, &s), rc, done);
 done:
     for (int i = 0; i < made; i++)
@@ -131,7 +131,7 @@ static moe_err open_tiers(trainer *t, const manifest *latest)
         .read_only = t->mode == TRAINER_READ, .records = latest != NULL ? latest->records : NULL, .fill = fill_part, .user = t,
     };
     for (int i = 0; i < STORE_PARTS; i++)
-        tc.part_bytes[i] = p->part_bytes;
+        tc.part_bytes[i] = plan_part_bytes(p, (store_part)i);
     if (p->layers > 0)
         TRY(tier_open(&t->tier, &tc));
     if (t->tier != NULL)
@@ -175,6 +175,7 @@ static moe_err open_decoder(trainer *t)
         .be = t->be, .stream = &t->stream, .spec = &t->config->model, .dense = &t->dense, .tier = t->tier, .stash = t->stash, .log = &t->log,
         .balance = t->mode == TRAINER_RUN ? &t->balance : NULL, .seq_len = t->config->seq_len, .max_tokens = t->plan.group_tokens,
         .piece_tokens = t->plan.piece_tokens, .expert_rows = t->plan.expert_rows, .logits_bytes = t->plan.logits_bytes, .stop = t->stop,
+        .bf16_moments = t->config->moments == MOMENTS_BF16, .seed = t->config->seed,
     };
     return decoder_open(&t->decoder, &d);
 }

@@ -146,17 +146,14 @@ uint64_t test_run_weights_hash(test_run *r)
         if (rec.step < t->finished && rec.grad_step != 0)
             parts = TIER_ALL;
         MUST(tier_acquire(t->tier, s, parts, 0, &l));
-        float *m = l.part[STORE_M], *v = l.part[STORE_V];
         const size_t bytes = t->decoder.moe.layout.floats * sizeof(float);
         uint64_t n = 0;
         const adamw_step *steps = step_log_after(&t->log, rec.step, &n);
-        const adamw_args a = {
-            .w = l.part[STORE_W], .m = m, .v = v, .grad = rec.grad_step != 0 ? l.part[STORE_G] : NULL, .steps = steps, .nsteps = (int)n,
-            .n = t->decoder.moe.layout.floats, .decay = true,
-        };
         if (n > 0)
-            MUST(t->be->adamw(&a, &t->stream));
-        h = mix(mix(mix(h, l.part[STORE_W], bytes), m, bytes), v, bytes);
+            MUST(moe_update(&t->decoder.moe, &l, rec.grad_step != 0 ? l.part[STORE_G] : NULL, steps, (int)n));
+        h = mix(mix(h, l.part[STORE_W], bytes), l.part[STORE_M], bytes); /* bf16: both moments, half the size each */
+        if (l.part[STORE_V] != NULL)
+            h = mix(h, l.part[STORE_V], bytes);
         const tier_change c = {.dirty = n > 0 ? TIER_WMV : 0, .drop = n > 0 && (l.parts & TIER_G) ? TIER_G : 0, .step = t->finished};
         tier_release(t->tier, &l, TIER_ALL, c);
     }

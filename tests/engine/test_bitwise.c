@@ -1,6 +1,7 @@
 /* One model, one answer: losses, gradient norms, weights and moments are the same bits whatever the memory, threads, micro-batches, way of
  * updating, disk interface, prefetch depth, policy and processor. */
 #include <criterion/criterion.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -131,7 +132,7 @@ Test(bitwise, processors)
 static void resume_at(int stop, const char *const *before, const char *const *after)
 {
     test_run r;
-    same("plain_again", "", NULL);
+    same("plain_again", "", before);
     test_run_make(&r, "resume", 4096, 61);
     test_run_small_yaml(&r, "");
     MUST(test_run_open(&r, before));
@@ -176,4 +177,73 @@ Test(bitwise, capacity)
     cr_assert(expected.hash != dropless.hash, "a capacity of 0.75 dropped nothing");
     same("capacity_least", "", (const char *[]){capacity, least_memory(host, sizeof host, (const char *[]){capacity, NULL}), NULL});
     same("capacity_ref", "", (const char *[]){capacity, "run.kernels=ref", "run.threads=1", NULL});
+}
+
+#define BF16 "optimizer.moments=bf16"
+
+static void expect_bf16(void)
+{
+    if (!have_expected)
+        expected = train("bf16_visited", "", (const char *[]){BF16, NULL}, true);
+    have_expected = true;
+}
+
+/* A rounding moves a moment by less than 2^-7 of it, and w moves by the moments before they are rounded, so steps 1 and 2 see the weights
+ * of fp32 moments to the bit (those of step 1 come from zero moments). Later an update is off by a part of it that stays below
+ * 2^-7 (m) + 2^-8 (root of v) for each step behind it, here at most 5 * (2^-7 + 2^-8) < 2^-4; if all were off the same way, the loss would
+ * to first order be off by that part of what the steps have moved it, summed over |loss(s) - loss(s - 1)|. The roundings are independent
+ * and without bias over more than 2^16 weights, so they cancel to the root of that: 2^-12 of the sum, 2e-4 here. Measured: 8e-7. */
+Test(bitwise, bf16_moments_stay_near_fp32_moments)
+{
+    const outcome full = train("moments_f32", "", NULL, false), half = train("moments_bf16", "", (const char *[]){BF16, NULL}, false);
+    double moved = 0;
+    for (int s = 0; s < STEPS; s++) {
+        moved += s > 0 ? fabs(full.loss[s] - full.loss[s - 1]) : 0;
+        const double bound = s < 2 ? 0 : moved * 0x1p-12;
+        cr_assert(fabs(half.loss[s] - full.loss[s]) <= bound, "step %d: loss %.9g, with fp32 moments %.9g, bound %g", s + 1, half.loss[s],
+                  full.loss[s], bound);
+    }
+    cr_assert(half.hash != full.hash);
+}
+
+Test(bitwise, bf16_moments)
+{
+    char host[64], name[64];
+    const char *spec = "optimizer.update=speculative";
+    expect_bf16();
+    same("bf16_deferred", "", (const char *[]){BF16, NULL});
+    same("bf16_one_thread", "", (const char *[]){BF16, "run.threads=1", NULL});
+    same("bf16_three_threads", "", (const char *[]){BF16, "run.threads=3", NULL});
+    same("bf16_least", "", (const char *[]){BF16, least_memory(host, sizeof host, (const char *[]){BF16, NULL}), NULL});
+    same("bf16_no_prefetch", "", (const char *[]){BF16, host, "memory.prefetch=0", "memory.policy=lru", NULL});
+    same("bf16_speculative", "", (const char *[]){BF16, spec, least_memory(host, sizeof host, (const char *[]){BF16, spec, NULL}), NULL});
+    for (int i = 0; moe_backend_at(i) != NULL; i++) {
+        snprintf(name, sizeof name, "run.kernels=%s", moe_backend_at(i)->name);
+        same("bf16_kernels", "", (const char *[]){BF16, name, NULL});
+    }
+}
+
+Test(bitwise, bf16_moments_resume)
+{
+    char host[64];
+    const char *least = least_memory(host, sizeof host, (const char *[]){BF16, NULL});
+    expect_bf16();
+    resume_at(1, (const char *[]){BF16, NULL}, (const char *[]){BF16, NULL});
+    resume_at(4, (const char *[]){BF16, least, NULL}, (const char *[]){BF16, NULL});
+    resume_at(3, (const char *[]){BF16, NULL}, (const char *[]){BF16, least, NULL});
+}
+
+Test(bitwise, moments_may_not_change_on_resume)
+{
+    test_run r;
+    step_metrics m;
+    test_run_make(&r, "moments_resume", 4096, 61);
+    test_run_small_yaml(&r, "");
+    MUST(test_run_open(&r, NULL));
+    MUST(trainer_step(&r.t, &m));
+    MUST(trainer_checkpoint(&r.t));
+    test_run_shut(&r);
+    cr_assert_eq(test_run_open(&r, (const char *[]){BF16, NULL}), MOE_E_CONFIG);
+    cr_assert(strstr(moe_error_text(), "optimizer.moments") != NULL, "%s", moe_error_text());
+    test_run_close(&r);
 }
