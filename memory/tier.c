@@ -91,6 +91,8 @@ static moe_err start_slots(tier *t)
     void *block;
     TRY(budget_alloc(&block, (size_t)t->slots * t->padded, "expert slots (memory/tier)"));
     t->memory = block;
+    if (t->c.store != NULL && !t->fits) /* pinning is worth it where slots are read and written all the time */
+        store_register(t->c.store, block, (size_t)t->slots * t->padded);
     t->free_head = -1;
     for (int i = t->slots - 1; i >= 0; i--) {
         t->slot[i] = (tier_slot){.owner = t,
