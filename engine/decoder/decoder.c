@@ -103,8 +103,8 @@ uint64_t decoder_stash_bytes(const decoder_config *c, int64_t tokens, uint64_t *
     const uint64_t chunk_rows = (uint64_t)(c->expert_rows < tokens ? c->expert_rows : tokens);
     /* every expert's last chunk may be partly filled: one page of padding each */
     const uint64_t experts = rows * row + ((uint64_t)s->E + rows / (chunk_rows ? chunk_rows : 1) + 1) * IO_ALIGN;
-    uint64_t total = 0;
-    for (int l = 0; l < s->L; l++)
+    uint64_t total = 0; /* one layer is below 2^60 bytes; 2^62 is more than anybody has */
+    for (int l = 0; l < s->L && total < (uint64_t)1 << 62; l++)
         total += mid + pieces * (attn + (layer_ffn_width(s, l) > 0 ? ffn : 0)) + (s->moe_layer[l] ? routing + experts : 0);
     *largest = mid;
     const uint64_t others[] = {attn, ffn, routing, block_pad(chunk_rows * row)};

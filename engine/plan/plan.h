@@ -37,8 +37,8 @@ typedef struct train_plan {
     double flops_forward, flops_backward; /* of one step                                     */
 } train_plan;
 
-/* MOE_E_CONFIG when it does not fit: says what is needed and what would fit. limit 0: detect. training false: forward only
- * (evaluation, sampling, export) for passes of `group_tokens`. */
+/* MOE_E_CONFIG when it does not fit: says what is needed and what would fit. memory.host null: detect. training false: forward only
+ * (evaluation, sampling, export). */
 moe_err train_plan_make(train_plan *p, const train_config *c, bool training) MOE_MUST_CHECK;
 
 /* Bytes of a part of each record: part_bytes, or 0 where records do not have it. */
@@ -46,6 +46,9 @@ static inline size_t plan_part_bytes(const train_plan *p, store_part part)
 {
     return part == STORE_V && p->record_parts < STORE_PARTS ? 0 : p->part_bytes;
 }
+
+/* The token sets of the load-balance losses, and the capacity of an expert. */
+balance_config train_plan_balance(const train_plan *p, const train_config *c);
 
 /* Human-readable size, e.g. "1.50 GiB". Returns buf. */
 char *size_text(char *buf, size_t size, uint64_t bytes);

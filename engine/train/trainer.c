@@ -89,10 +89,12 @@ static moe_err open_checkpoint(trainer *t, bool fresh, const manifest **latest)
 static moe_err open_store(trainer *t, bool create)
 {
     const train_config *c = t->config;
-    char *dirs[64];
-    const int n = c->ssd_count > 64 ? 64 : c->ssd_count;
+    const int n = c->ssd_count;
     int made = 0;
     moe_err rc = MOE_OK;
+    char **dirs = calloc((size_t)n + 1, sizeof *dirs);
+    if (dirs == NULL)
+        return moe_fail(MOE_E_OS, "out of memory for %d store folders", n);
     for (; made < n; made++) {
         TRY_GOTO(run_folder_path(t->folder, c->ssd[made], &dirs[made]), rc, done);
         for (size_t last = strlen(dirs[made]); last > 1 && dirs[made][last - 1] == '/'; last--)
@@ -109,6 +111,7 @@ static moe_err open_store(trainer *t, bool create)
 done:
     for (int i = 0; i < made; i++)
         free(dirs[i]);
+    free(dirs);
     return rc;
 }
 
@@ -139,22 +142,6 @@ static moe_err open_tiers(trainer *t, const manifest *latest)
     if (t->mode == TRAINER_RUN)
         TRY(stash_open(&t->stash, p->spills ? t->store : NULL, p->stash, p->spill_bytes));
     return MOE_OK;
-}
-
-static moe_err open_balance(trainer *t)
-{
-    const train_config *c = t->config;
-    balance_config b = {
-        .aux_coef = c->aux_coef, .z_coef = c->z_coef, .per_layer = c->per_layer, .step_tokens = c->tokens_per_step, .layers = t->plan.layers,
-        .E = c->model.E, .K = c->model.K,
-        .set_tokens = c->scope == BALANCE_MICRO ? c->micro_batch_tokens : c->scope == BALANCE_SEQUENCE ? c->seq_len : c->tokens_per_step,
-    };
-    if (c->capacity_factor > 0) {
-        const double rows = c->capacity_factor * (double)c->micro_batch_tokens * c->model.K / c->model.E;
-        b.capacity = rows < 1 ? 1 : rows < (double)c->micro_batch_tokens ? (int32_t)ceil(rows) : (int32_t)c->micro_batch_tokens;
-        b.capacity_tokens = c->micro_batch_tokens;
-    }
-    return balance_open(&t->balance, b);
 }
 
 static moe_err open_dense(trainer *t, const manifest *latest)
@@ -216,7 +203,7 @@ moe_err trainer_open(trainer *t, const train_config *c, run_folder *folder, trai
     TRY_GOTO(open_dense(t, latest), rc, fail);
     TRY_GOTO(open_store(t, latest == NULL), rc, fail);
     TRY_GOTO(open_tiers(t, latest), rc, fail);
-    TRY_GOTO(open_balance(t), rc, fail);
+    TRY_GOTO(balance_open(&t->balance, train_plan_balance(&t->plan, c)), rc, fail);
     TRY_GOTO(open_decoder(t), rc, fail);
     trainer_count(t, &t->counted);
     return MOE_OK;

@@ -168,6 +168,9 @@ Test(run, what_cannot_work_is_refused_before_it_begins)
     expect_failure(&r, (const char *[]){"data.path=nowhere.bin", NULL}, 66, "nowhere.bin");
     expect_failure(&r, (const char *[]){"model.num_experts=700000", "memory.host=200MiB", NULL}, 78, "");
     expect_failure(&r, (const char *[]){"model.vocab_size=60", NULL}, 65, "60");
+    expect_failure(&r, (const char *[]){"memory.ssd=[]", NULL}, 78, "at least one folder");
+    expect_failure(&r, (const char *[]){"train.tokens_per_step=1073741824", "train.micro_batch_tokens=1073741824", "model.num_experts_per_tok=4",
+                   "memory.host=1000000G", NULL}, 78, "routed rows");
     struct stat st;
     if (stat("/dev/shm", &st) == 0) {
         char ssd[128];
