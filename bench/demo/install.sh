@@ -17,5 +17,13 @@ if [ "$(id -u)" -ne 0 ]; then
     sudo=(sudo)
 fi
 export DEBIAN_FRONTEND=noninteractive
-${sudo[@]+"${sudo[@]}"} apt-get update -qq
-${sudo[@]+"${sudo[@]}"} apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+apt() { ${sudo[@]+"${sudo[@]}"} apt-get "$@" >>"$log" 2>&1; }
+apt update -qq || { cat "$log" >&2; exit 1; }
+# once more when it fails: a mirror that drops a connection leaves packages half installed
+for try in 1 2; do
+    apt install -f -y -qq --no-install-recommends "${missing[@]}" && exit 0
+done
+tail -n 40 "$log" >&2
+exit 1
