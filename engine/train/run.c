@@ -98,12 +98,16 @@ static moe_err one_step(run_state *r)
     step_metrics m;
     TRY(trainer_step(&r->t, &m));
     const bool last = (int64_t)r->t.finished == c->steps;
+    moe_err stopped = MOE_OK;
     if ((c->eval_every > 0 && (int64_t)r->t.finished % c->eval_every == 0) || last)
-        TRY(evaluate_now(r, &m));
+        stopped = evaluate_now(r, &m);
+    if (stopped != MOE_OK && stopped != MOE_E_TEMP)
+        return stopped;
     m.checkpoint_seconds = r->checkpoint_pause;
     r->checkpoint_pause = 0;
     add_up(r, &m);
-    TRY(report_step(r->report, &m));
+    TRY(report_step(r->report, &m)); /* the step is finished, also when a signal cut its evaluation short */
+    TRY(stopped);
     if ((c->checkpoint_every > 0 && (int64_t)r->t.finished % c->checkpoint_every == 0) || last)
         TRY(checkpoint_now(r));
     return MOE_OK;
@@ -193,6 +197,8 @@ static moe_err run_opened(run_state *r, const run_options *o)
     TRY(report_open(&r->report, t->folder->path, t->resumed ? (int64_t)t->finished : -1, t->config->steps, o->quiet));
     if (t->io_note[0] != '\0')
         report_note(r->report, "%s", t->io_note);
+    if (t->val_note[0] != '\0')
+        report_note(r->report, "%s", t->val_note);
     if (t->checkpoint_note[0] != '\0')
         report_note(r->report, "%s", t->checkpoint_note);
     if ((int64_t)t->finished >= t->config->steps) {

@@ -1,6 +1,7 @@
 #include "engine/train/trainer.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -173,8 +174,8 @@ static moe_err open_data(trainer *t)
     if (t->mode == TRAINER_RUN)
         TRY(dataset_open(&t->train, c->data_path, "train", c->seq_len));
     const moe_err rc = dataset_open(&t->val, c->data_path, "val", c->seq_len);
-    if (rc == MOE_E_NOINPUT || rc == MOE_E_DATA)
-        t->val = NULL; /* a data folder without held-out windows trains all the same */
+    if (rc == MOE_E_NOINPUT || rc == MOE_E_DATA) /* trains all the same, but says so */
+        snprintf(t->val_note, sizeof t->val_note, "no held-out loss: %.900s", moe_error_text());
     else
         TRY(rc);
     const size_t T = (size_t)c->tokens_per_step;

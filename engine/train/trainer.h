@@ -52,7 +52,8 @@ typedef struct trainer {
     dense_part dense;
     decoder decoder;
     hf_reader *from;
-    dataset *train, *val;
+    dataset *train, *val;       /* val NULL: no held-out windows */
+    char val_note[1024];        /* why not, "" */
     uint64_t finished;          /* steps */
     bool resumed;
 

@@ -42,6 +42,22 @@ static uint64_t uninterrupted(void)
     return h;
 }
 
+/* One line for every step, in order, whatever happened on the way. */
+static void metrics_are_whole(const test_run *r, int steps)
+{
+    char path[620], line[4096], key[32];
+    int step = 0;
+    snprintf(path, sizeof path, "%s/run/metrics.jsonl", r->dir);
+    FILE *f = fopen(path, "r");
+    cr_assert(f != NULL);
+    while (fgets(line, sizeof line, f) != NULL) {
+        snprintf(key, sizeof key, "\"step\":%d,", ++step);
+        cr_assert(strstr(line, key) != NULL, "metrics.jsonl: line %d is not step %d: %.60s", step, step, line);
+    }
+    fclose(f);
+    cr_assert_eq(step, steps, "metrics.jsonl has %d steps, expected %d", step, steps);
+}
+
 /* Kills a run again and again at random instants; whatever survives must end where the uninterrupted run ends. */
 static void kill_often(const char *name, const char *const *sets, int kills)
 {
@@ -62,6 +78,7 @@ static void kill_often(const char *name, const char *const *sets, int kills)
             cr_assert(status == 0 || status == 137, "exit status %d after %d kills", status, done);
         }
         cr_assert(final_hash(&r) == expected, "%s: weights differ from the uninterrupted run after %d kills", name, done);
+        metrics_are_whole(&r, 12);
         test_run_close(&r);
     }
 }
@@ -88,6 +105,7 @@ Test(run, sigterm_commits_the_last_step_and_leaves_with_75)
         cr_assert(status == 0 || status == 75 || status == 128 + SIGTERM, "exit status %d", status);
     }
     cr_assert(final_hash(&r) == expected);
+    metrics_are_whole(&r, 12);
     test_run_close(&r);
 }
 
