@@ -20,7 +20,7 @@ enum {
 struct io_queue {
     pthread_mutex_t lock;
     pthread_cond_t work, back;
-    io_transfer *todo, **todo_end, *finished;
+    io_transfer *waiting, **waiting_end, *finished;
     int busy; /* submitted and not yet handed back by queue_wait */
     bool woken, quit;
     int threads, alive;
@@ -61,14 +61,14 @@ static void *pread_main(void *arg)
     io_queue *q = arg;
     pthread_mutex_lock(&q->lock);
     for (;;) {
-        while (q->todo == NULL && !q->quit)
+        while (q->waiting == NULL && !q->quit)
             pthread_cond_wait(&q->work, &q->lock);
-        if (q->todo == NULL)
+        if (q->waiting == NULL)
             break;
-        io_transfer *t = q->todo;
-        q->todo = t->next;
-        if (q->todo == NULL)
-            q->todo_end = &q->todo;
+        io_transfer *t = q->waiting;
+        q->waiting = t->next;
+        if (q->waiting == NULL)
+            q->waiting_end = &q->waiting;
         pthread_mutex_unlock(&q->lock);
         transfer_run(t);
         pthread_mutex_lock(&q->lock);
@@ -113,7 +113,7 @@ static moe_err pread_queue_open(io *self, io_queue **out, int depth)
     io_queue *q = calloc(1, sizeof *q);
     if (q == NULL)
         return moe_fail(MOE_E_OS, "pread queue: out of memory");
-    q->todo_end = &q->todo;
+    q->waiting_end = &q->waiting;
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -148,8 +148,8 @@ static moe_err pread_queue_submit(io_queue *q, io_transfer *list)
         next = t->next;
         t->next = NULL;
         t->done = 0;
-        *q->todo_end = t;
-        q->todo_end = &t->next;
+        *q->waiting_end = t;
+        q->waiting_end = &t->next;
         q->busy++;
         pthread_cond_signal(&q->work);
     }

@@ -28,7 +28,7 @@ struct io_queue {
     uint64_t number;
     int depth, in_flight;          /* in_flight: requests with the kernel */
     int submitted;                 /* transfers not yet handed back       */
-    io_transfer *todo, **todo_end; /* beyond the depth                    */
+    io_transfer *waiting, **waiting_end; /* beyond the depth                    */
     io_transfer *finished;
     int event_fd;
     bool event_armed, woken;
@@ -138,13 +138,13 @@ static void finish(io_queue *q, io_transfer *t)
 
 static void start_waiting(io_queue *q)
 {
-    while (q->todo != NULL && q->in_flight < q->depth) {
-        io_transfer *t = q->todo;
+    while (q->waiting != NULL && q->in_flight < q->depth) {
+        io_transfer *t = q->waiting;
         if (t->done < t->bytes && !start_request(q, t))
             return;
-        q->todo = t->next;
-        if (q->todo == NULL)
-            q->todo_end = &q->todo;
+        q->waiting = t->next;
+        if (q->waiting == NULL)
+            q->waiting_end = &q->waiting;
         if (t->done == t->bytes)
             finish(q, t);
     }
@@ -152,10 +152,10 @@ static void start_waiting(io_queue *q)
 
 static void put_back(io_queue *q, io_transfer *t)
 {
-    t->next = q->todo;
-    q->todo = t;
+    t->next = q->waiting;
+    q->waiting = t;
     if (t->next == NULL)
-        q->todo_end = &t->next;
+        q->waiting_end = &t->next;
 }
 
 /* What the kernel says about the current request of t. */
@@ -201,7 +201,7 @@ static moe_err uring_queue_open(io *self, io_queue **out, int depth)
     if (q == NULL)
         return moe_fail(MOE_E_OS, "io_uring: out of memory");
     q->depth = depth < 1 ? 1 : depth;
-    q->todo_end = &q->todo;
+    q->waiting_end = &q->waiting;
     q->number = 1 + (uint64_t)atomic_fetch_add(&u->queues, 1);
     q->event_fd = eventfd(0, EFD_CLOEXEC);
     const int rc = q->event_fd < 0 ? -errno : ring_open(&q->ring, (unsigned)q->depth + 8);
@@ -232,8 +232,8 @@ static moe_err uring_queue_submit(io_queue *q, io_transfer *list)
         t->done = 0;
         t->rc = MOE_OK;
         t->text[0] = '\0';
-        *q->todo_end = t;
-        q->todo_end = &t->next;
+        *q->waiting_end = t;
+        q->waiting_end = &t->next;
         q->submitted++;
     }
     start_waiting(q);
