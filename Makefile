@@ -5,7 +5,7 @@ GENERATOR ?= $(if $(shell command -v ninja),-G Ninja,)
 
 BUILD_PACKAGES := gcc cmake ninja-build make pkg-config liburing-dev libjemalloc-dev libyaml-dev libjansson-dev libpcre2-dev libzstd-dev \
                   libxxhash-dev libcriterion-dev
-DEMO_PACKAGES := bible-kjv-text dict-gcide anarchism python3 python3-matplotlib
+DEMO_PACKAGES := bible-kjv bible-kjv-text dict-gcide anarchism python3 python3-matplotlib
 
 .PHONY: all deps build demo demo-deps test test-long fuzz bench clean format help
 
