@@ -88,3 +88,23 @@ Test(moments, a_run_moves_what_the_plan_says)
         cr_assert(bf16 <= 0.9 * f32, "%s: %g bytes a step, with fp32 moments %g", way, bf16, f32);       /* 0.82 to 0.84 */
     }
 }
+
+/* Evaluation, sampling and export apply what is pending in memory only, with moments that lie in one part. */
+Test(moments, a_finished_run_is_read_as_it_would_go_on)
+{
+    test_run r;
+    test_run_make(&r, "moments_read", 4096, 61);
+    test_run_small_yaml(&r, "");
+    MUST(test_run_open(&r, (const char *[]){BF16, NULL}));
+    for (int s = 0; s < 3; s++) {
+        step_metrics m;
+        MUST(trainer_step(&r.t, &m));
+    }
+    MUST(trainer_checkpoint(&r.t));
+    const uint64_t want = test_run_weights_hash(&r);
+    test_run_shut(&r);
+    r.options.mode = TRAINER_READ;
+    MUST(test_run_open(&r, (const char *[]){BF16, NULL}));
+    cr_assert_eq(test_run_weights_hash(&r), want);
+    test_run_close(&r);
+}
