@@ -120,7 +120,8 @@ moe_err traffic_of(step_traffic *out, const train_plan *p, bool speculative)
         return MOE_OK;
     cycle c = {
         .layers = p->layers, .layer_bytes = (double)p->part_bytes * (double)(p->sections / p->layers), .capacity = (double)p->tier,
-        .speculative = speculative, .has_v = plan_part_bytes(p, STORE_V) > 0, .item = calloc((size_t)p->layers * STORE_PARTS, sizeof *c.item),
+        .speculative = speculative, .has_v = plan_part_bytes(p, STORE_V) > 0,
+        .item = calloc((size_t)p->layers * STORE_PARTS, sizeof *c.item),
     };
     if (c.item == NULL)
         return moe_fail(MOE_E_OS, "out of memory");

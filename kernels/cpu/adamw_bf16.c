@@ -1,6 +1,6 @@
-/* AdamW with bf16 moments, fast (kernels/adamw.h): one pass over w, m, v and the gradient for up to STEPS_PER_PASS steps, a block of 64
- * elements in registers: as many as the random words of sixteen counters round. Owns nothing. Parallel over blocks.
- * Rule: same bits as ref/adamw.c. */
+/* AdamW with bf16 moments, fast (kernels/adamw.h): one pass over w, m, v and the gradient for up to STEPS_PER_PASS steps, a block
+ * of 64 elements in registers: as many as the random words of sixteen counters round. Owns nothing. Parallel over blocks. Rule:
+ * same bits as ref/adamw.c. */
 #include <string.h>
 
 #include "kernels/adamw.h"

@@ -1,5 +1,5 @@
-/* One AdamW step on sixteen elements in registers, for fp32 and bf16 moments (kernels/adamw.h). Owns nothing. No state, any thread.
- * Rule: same bits as ref/adamw.c; a line here is the line of the reference with the same name. */
+/* One AdamW step on sixteen elements in registers, for fp32 and bf16 moments (kernels/adamw.h). Owns nothing. No state, any
+ * thread. Rule: same bits as ref/adamw.c; a line here is the line of the reference with the same name. */
 #ifndef MOE_KERNELS_CPU_ADAMW_STEP_H
 #define MOE_KERNELS_CPU_ADAMW_STEP_H
 

@@ -1,5 +1,5 @@
-/* bf16 moments of the experts (optimizer.moments): what they save on disk, in slots and in traffic, by the plan and in a run. That the
- * numbers do not depend on the machine is test_bitwise.c. Owns nothing beyond a test. */
+/* bf16 moments of the experts (optimizer.moments): what they save on disk, in slots and in traffic, by the plan and in a run.
+ * That the numbers do not depend on the machine is test_bitwise.c. Owns nothing beyond a test. */
 #include <criterion/criterion.h>
 #include <math.h>
 
@@ -8,9 +8,9 @@
 
 enum { STEPS = 6, WARM = 3 }; /* the cycle of the tier has settled after WARM steps */
 
-#define F32 "optimizer.moments=f32"
+#define F32  "optimizer.moments=f32"
 #define BF16 "optimizer.moments=bf16"
-#define ALL "model.num_experts_per_tok=7" /* every token goes to every expert */
+#define ALL  "model.num_experts_per_tok=7" /* every token goes to every expert */
 
 static train_plan plan_of(const test_run *r, const char *moments, const char *host)
 {
@@ -41,11 +41,13 @@ Test(moments, the_plan_has_three_parts_a_record)
     cr_assert_eq(half.store_bytes * 4, full.store_bytes * 3);
     cr_assert_eq(half.tier_full * 4, full.tier_full * 3);
     cr_assert(half.smallest < full.smallest);
-    /* Of 36 bytes per parameter and step (w, m, v, g read; w, m, v written; w read; g written) 8 are gone, give or take what stays in RAM. */
+    /* Of 36 bytes per parameter and step (w, m, v, g read; w, m, v written; w read; g written) 8 are gone, give or take what
+     * stays in RAM. */
     const double part = (double)full.part_bytes * (double)full.sections;
     for (int speculative = 0; speculative < 2; speculative++) {
         const double saved = traffic(&full, speculative) - traffic(&half, speculative), kept = 2.0 * (double)half.tier;
-        cr_assert(fabs(saved - 2 * part) <= kept, "speculative %d: %g bytes saved, expected %g give or take %g", speculative, saved, 2 * part, kept);
+        cr_assert(fabs(saved - 2 * part) <= kept, "speculative %d: %g bytes saved, expected %g give or take %g", speculative,
+                  saved, 2 * part, kept);
     }
     test_run_close(&r);
 }
@@ -57,7 +59,8 @@ static double measured(const char *moments, const char *way, const char *host, t
     double bytes = 0;
     test_run_make(&r, "moments_run", 4096, 61);
     test_run_small_yaml(&r, "");
-    MUST(test_run_open(&r, (const char *[]){moments, way, host, ALL, "train.micro_batch_tokens=128", "optimizer.clip_norm=0", NULL}));
+    MUST(test_run_open(&r,
+                       (const char *[]){moments, way, host, ALL, "train.micro_batch_tokens=128", "optimizer.clip_norm=0", NULL}));
     *plan = r.t.plan;
     for (int s = 0; s < STEPS; s++) {
         step_metrics m;
@@ -84,8 +87,9 @@ Test(moments, a_run_moves_what_the_plan_says)
         train_plan full, half;
         const double f32 = measured(F32, way, host, &full), bf16 = measured(BF16, way, host, &half);
         const double least = traffic(&half, speculative);
-        cr_assert(bf16 <= 1.1 * least, "%s: %g bytes a step, the plan's least is %g", way, bf16, least); /* 0 to 1 % more when it was written */
-        cr_assert(bf16 <= 0.9 * f32, "%s: %g bytes a step, with fp32 moments %g", way, bf16, f32);       /* 0.82 to 0.84 */
+        cr_assert(bf16 <= 1.1 * least, "%s: %g bytes a step, the plan's least is %g", way, bf16,
+                  least); /* 0 to 1 % more when it was written */
+        cr_assert(bf16 <= 0.9 * f32, "%s: %g bytes a step, with fp32 moments %g", way, bf16, f32); /* 0.82 to 0.84 */
     }
 }
 

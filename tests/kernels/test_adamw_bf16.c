@@ -30,10 +30,7 @@ static state state_new(size_t n)
     return x;
 }
 
-static void state_free(state *x)
-{
-    test_free(x->w), test_free(x->grad), test_free(x->m_memory), test_free(x->v_memory);
-}
+static void state_free(state *x) { test_free(x->w), test_free(x->grad), test_free(x->m_memory), test_free(x->v_memory); }
 
 static void state_same(const char *where, const state *got, const state *want)
 {
@@ -45,15 +42,28 @@ static void state_same(const char *where, const state *got, const state *want)
 static void steps_fill(adamw_step *steps, int n, double beta1)
 {
     for (int j = 0; j < n; j++)
-        steps[j] = (adamw_step){.step = (uint64_t)j + 1, .lr = 1e-2 / (j + 1), .beta1 = beta1, .beta2 = 0.95, .eps = 1e-8,
-                                .weight_decay = 0.1, .clip = j == 0 ? 0.37 : 1.0};
+        steps[j] = (adamw_step){.step = (uint64_t)j + 1,
+                                .lr = 1e-2 / (j + 1),
+                                .beta1 = beta1,
+                                .beta2 = 0.95,
+                                .eps = 1e-8,
+                                .weight_decay = 0.1,
+                                .clip = j == 0 ? 0.37 : 1.0};
 }
 
 static void apply(const moe_backend *b, moe_stream *s, state *x, const float *grad, const adamw_step *steps, int nsteps,
                   uint32_t section)
 {
-    const adamw_bf16_args a = {.w = x->w, .m = x->m, .v = x->v, .grad = grad, .steps = steps, .nsteps = nsteps, .n = x->n,
-                               .decay = true, .seed = 0x123456789abcdef0u, .section = section};
+    const adamw_bf16_args a = {.w = x->w,
+                               .m = x->m,
+                               .v = x->v,
+                               .grad = grad,
+                               .steps = steps,
+                               .nsteps = nsteps,
+                               .n = x->n,
+                               .decay = true,
+                               .seed = 0x123456789abcdef0u,
+                               .section = section};
     cr_assert_eq(b->adamw_bf16(&a, s), MOE_OK);
 }
 
@@ -67,9 +77,9 @@ static void same_bits(const moe_backend *b, moe_stream *s, const char *where, vo
         bool grad;
         double beta1;
     } cases[] = {
-        {0, 1, true, 0.9},      {1, 1, true, 0.9},      {15, 2, true, 0.9},     {16, 1, false, 0.9},   {63, 3, true, 0.9},
-        {64, 2, true, 0.4},     {65, MANY, true, 0.9},  {16384, 1, true, 0.4},  {33000, 3, true, 0.9}, {1000, 64, false, 0.4},
-        {1000, 65, true, 0.9},  {40, 0, true, 0.9},
+        {0, 1, true, 0.9},     {1, 1, true, 0.9},      {15, 2, true, 0.9},    {16, 1, false, 0.9},
+        {63, 3, true, 0.9},    {64, 2, true, 0.4},     {65, MANY, true, 0.9}, {16384, 1, true, 0.4},
+        {33000, 3, true, 0.9}, {1000, 64, false, 0.4}, {1000, 65, true, 0.9}, {40, 0, true, 0.9},
     };
     (void)ctx;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -88,8 +98,10 @@ Test(adamw_bf16, same_bits) { test_each_backend(same_bits, NULL); }
 /* Infinities, NaN of every kind, zeros and the largest numbers, in gradients and in moments. */
 static void same_bits_at_the_edges(const moe_backend *b, moe_stream *s, const char *where, void *ctx)
 {
-    static const float edge[] = {INFINITY, -INFINITY, NAN, -NAN, 0.0f, -0.0f, 0x1.fffffep127f, -0x1.fffffep127f, 0x1p-126f, 0x1.8p63f};
-    static const uint16_t kept[] = {0x7f80, 0xff80, 0x7fc0, 0xffff, 0x7f81, 0, 0x8000, 0x7f7f, 0xff7f, 0x0080, 0x0001, 0x3f80, 0x5fc0};
+    static const float edge[] = {INFINITY,        -INFINITY,        NAN,       -NAN,     0.0f, -0.0f,
+                                 0x1.fffffep127f, -0x1.fffffep127f, 0x1p-126f, 0x1.8p63f};
+    static const uint16_t kept[] = {0x7f80, 0xff80, 0x7fc0, 0xffff, 0x7f81, 0,     0x8000,
+                                    0x7f7f, 0xff7f, 0x0080, 0x0001, 0x3f80, 0x5fc0};
     enum { EDGES = sizeof edge / sizeof edge[0], KEPT = sizeof kept / sizeof kept[0], N = EDGES * KEPT };
     state got = state_new(N), want = state_new(N);
     adamw_step steps[3];
@@ -176,10 +188,10 @@ Test(adamw_bf16, rounding_of_what_is_not_a_number_in_range)
     }
 }
 
-/* The mean over many keys is the fp32 moment, and m and v, which share a word, do not move together. A rounding is a spacing times a
- * coin of probability f: the mean of KEYS has the deviation spacing * sqrt(f (1 - f) / KEYS) <= spacing / (2 sqrt KEYS), and the mean
- * product of two independent centred coins at most 1 / (4 sqrt KEYS). Five deviations are allowed: with 3 * N draws of fixed keys the
- * chance of a false alarm was 2e-4 when the seed was chosen. */
+/* The mean over many keys is the fp32 moment, and m and v, which share a word, do not move together. A rounding is a spacing
+ * times a coin of probability f: the mean of KEYS has the deviation spacing * sqrt(f (1 - f) / KEYS) <= spacing / (2 sqrt KEYS),
+ * and the mean product of two independent centred coins at most 1 / (4 sqrt KEYS). Five deviations are allowed: with 3 * N draws
+ * of fixed keys the chance of a false alarm was 2e-4 when the seed was chosen. */
 Test(adamw_bf16, moments_are_unbiased)
 {
     enum { N = 100, KEYS = 4096 };
@@ -206,17 +218,20 @@ Test(adamw_bf16, moments_are_unbiased)
         const double space_m = ldexp(1, ilogbf(m[i]) - 7), space_v = ldexp(1, ilogbf(v[i]) - 7), root = sqrt(KEYS);
         if (m[i] == 0.0f)
             continue;
-        cr_assert(fabs(sum_m[i] / KEYS) <= 5 * space_m / (2 * root), "m[%d] = %a: bias %g spacings", i, (double)m[i], sum_m[i] / KEYS / space_m);
-        cr_assert(fabs(sum_v[i] / KEYS) <= 5 * space_v / (2 * root), "v[%d] = %a: bias %g spacings", i, (double)v[i], sum_v[i] / KEYS / space_v);
+        cr_assert(fabs(sum_m[i] / KEYS) <= 5 * space_m / (2 * root), "m[%d] = %a: bias %g spacings", i, (double)m[i],
+                  sum_m[i] / KEYS / space_m);
+        cr_assert(fabs(sum_v[i] / KEYS) <= 5 * space_v / (2 * root), "v[%d] = %a: bias %g spacings", i, (double)v[i],
+                  sum_v[i] / KEYS / space_v);
         cr_assert(fabs(both[i] / KEYS) <= 5 * space_m * space_v / (4 * root), "m[%d] and v[%d] move together: %g", i, i,
                   both[i] / KEYS / space_m / space_v);
     }
     state_free(&x);
 }
 
-/* Beside fp32 moments over STEPS steps. A rounding moves a moment by less than 2^-7 of it, so |m - m32| <= em with em' = beta1 em + 2^-7
- * (|m32'| + beta1 em), ev likewise; w moves by the moments before they are rounded, so one step differs by at most lr / bias1 times what
- * (m32 +- beta1 em) / (sqrt(v32 -+ beta2 ev) / root2 + eps) leaves, and fp32 itself adds a few roundings. */
+/* Beside fp32 moments over STEPS steps. A rounding moves a moment by less than 2^-7 of it, so |m - m32| <= em with em' = beta1 em
+ * + 2^-7
+ * (|m32'| + beta1 em), ev likewise; w moves by the moments before they are rounded, so one step differs by at most lr / bias1
+ * times what (m32 +- beta1 em) / (sqrt(v32 -+ beta2 ev) / root2 + eps) leaves, and fp32 itself adds a few roundings. */
 Test(adamw_bf16, stays_near_fp32_moments)
 {
     enum { N = 512, STEPS = 20 };
@@ -238,11 +253,12 @@ Test(adamw_bf16, stays_near_fp32_moments)
         for (int i = 0; i < N; i++) {
             em[i] *= beta1, ev[i] *= beta2;
             const double high = ((double)m[i] + em[i]) / (sqrt(fmax(0, (double)v[i] - ev[i])) / root2 + eps);
-            const double low = ((double)m[i] - em[i]) / (sqrt((double)v[i] + ev[i]) / root2 + eps), at = (double)m[i] / (sqrt((double)v[i]) / root2 + eps);
+            const double low = ((double)m[i] - em[i]) / (sqrt((double)v[i] + ev[i]) / root2 + eps),
+                         at = (double)m[i] / (sqrt((double)v[i]) / root2 + eps);
             ew[i] += lr / bias1 * fmax(high - at, at - low) + 8 * 0x1p-24 * fmax(1, fabs((double)w[i]));
             em[i] += spacing * ((double)m[i] + em[i]), ev[i] += spacing * ((double)v[i] + ev[i]);
-            cr_assert(fabs((double)x.w[i] - (double)w[i]) <= ew[i], "step %d, w[%d]: %.9g, with fp32 moments %.9g, bound %g", j, i,
-                      (double)x.w[i], (double)w[i], ew[i]);
+            cr_assert(fabs((double)x.w[i] - (double)w[i]) <= ew[i], "step %d, w[%d]: %.9g, with fp32 moments %.9g, bound %g", j,
+                      i, (double)x.w[i], (double)w[i], ew[i]);
             cr_assert(fabs((double)widen(x.m[i]) - (double)m[i]) <= em[i] && fabs((double)widen(x.v[i]) - (double)v[i]) <= ev[i],
                       "step %d, moments of %d", j, i);
         }
