@@ -1,3 +1,4 @@
+/* Backward of the MoE layer: experts, router, balance losses. Leases are released once on every path, also when a product fails. */
 #include "experts/private.h"
 
 #include <string.h>

@@ -1,3 +1,4 @@
+/* Forward of the MoE layer, its scratch, and the pending updates of the experts it touches. */
 #include "experts/private.h"
 
 #include <stdlib.h>

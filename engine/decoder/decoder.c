@@ -1,3 +1,4 @@
+/* The decoder's buffers and its passes, layer by layer; what happens inside a layer is in attention_block.c, ffn_block.c and experts/. */
 #include <stdlib.h>
 #include <string.h>
 

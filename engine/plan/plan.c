@@ -1,3 +1,4 @@
+/* The plan: what a pass needs at least, how many micro-batches go together, who gets the rest of the memory. */
 #include "engine/plan/plan.h"
 
 #include <math.h>

@@ -1,3 +1,4 @@
+/* A trainer's life: what it is made of is opened in the order in which one part needs another, and closed in reverse; its checkpoints. */
 #include "engine/train/trainer.h"
 
 #include <math.h>

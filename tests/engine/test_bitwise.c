@@ -163,7 +163,9 @@ Test(bitwise, resume)
         resume_at(stop, NULL, NULL);
     resume_at(3, (const char *[]){least, NULL}, NULL);
     resume_at(3, NULL, (const char *[]){least, NULL});
-    resume_at(2, (const char *[]){least, "checkpoint.keep=1", NULL}, (const char *[]){least, "checkpoint.keep=2", NULL});
+    resume_at(2, (const char *[]){least, "checkpoint.keep=1", NULL}, (const char *[]){least, "checkpoint.keep=3", NULL});
+    resume_at(3, (const char *[]){least, "checkpoint.keep=3", NULL}, (const char *[]){least, "checkpoint.keep=1", NULL});
+    resume_at(2, NULL, (const char *[]){least, "checkpoint.keep=2", "memory.io=pread", "run.threads=1", NULL});
 }
 
 /* Capacity is counted in micro-batches: groups, memory and processors change nothing, the micro-batch does. */

@@ -135,6 +135,19 @@ Test(run, another_model_in_the_folder_is_refused)
     test_run_close(&r);
 }
 
+Test(run, store_folders_in_another_order_are_refused)
+{
+    const char *const two[] = {"memory.ssd=[a, b]", NULL}, *const turned[] = {"memory.ssd=[b, a]", "train.steps=8", NULL};
+    const char *const one[] = {"memory.ssd=[a]", "train.steps=8", NULL}, *const on[] = {"memory.ssd=[a, b]", "train.steps=8", NULL};
+    test_run r;
+    make(&r, "two_folders");
+    cr_assert_eq(run(&r, two), 0);
+    expect_failure(&r, turned, 78, "memory.ssd must name the same folders in order");
+    expect_failure(&r, one, 78, "memory.ssd must name the same folders in order");
+    cr_assert_eq(run(&r, on), 0);
+    test_run_close(&r);
+}
+
 Test(run, a_loss_that_is_not_finite_ends_with_70)
 {
     test_run r;
