@@ -37,7 +37,8 @@ def kernels(text):
 
 def store(text):
     """Medians over the rounds of fio.sh."""
-    form = re.compile(r"^(\w+) +store ([\d.]+) GB/s \(CPU ([\d.]+) s/GB, checksums ([\d.]+)\) +fio ([\d.]+) GB/s \(CPU ([\d.]+) s/GB\)", re.M)
+    x = r"([\d.]+)"
+    form = re.compile(rf"^(\w+) +store {x} GB/s \(CPU {x} s/GB, checksums {x}\) +fio {x} GB/s \(CPU {x} s/GB\)", re.M)
     samples = [dict(zip(("mix", "store", "cpu", "checksums", "fio", "fio_cpu"), (m[0], *map(float, m[1:])))) for m in form.findall(text)]
     if not samples:
         c.fail("nothing that looks like the output of bench/store/fio.sh")
@@ -67,12 +68,13 @@ def table():
         for x in r["rows"]:
             value = f"{x['value']:.4g}" if isinstance(x["value"], float) else x["value"]
             mark = {True: "reached", False: "**not reached**", None: ""}[x["reached"]]
-            lines.append(f"| {x['measure'].strip()} | {value} {x['unit']} | {x['target'].replace('<=', '≤').replace('>=', '≥')} | {mark} | {x['note']} |")
+            target = x["target"].replace("<=", "≤").replace(">=", "≥")
+            lines.append(f"| {x['measure'].strip()} | {value} {x['unit']} | {target} | {mark} | {x['note']} |")
     head = ["# Results", ""]
     for name, r in found.items():
         m = r["machine"]
-        head.append(f"- `{name}.json`: `{r['command']}`, {r['when']}, commit {r['commit']}; {m['cpu']} ({', '.join(m['isa'])}), {m['cpus']} processors, "
-                    f"{m['ram_gib']} GiB, Linux {m['kernel']}, load before {m['load']:.1f}")
+        head.append(f"- `{name}.json`: `{r['command']}`, {r['when']}, commit {r['commit']}; {m['cpu']} ({', '.join(m['isa'])}), "
+                    f"{m['cpus']} processors, {m['ram_gib']} GiB, Linux {m['kernel']}, load before {m['load']:.1f}")
     (c.RESULTS / "table.md").write_text("\n".join([*head, "", *lines]) + "\n")
     c.say(f"written to {c.RESULTS / 'table.md'}")
 

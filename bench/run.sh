@@ -9,7 +9,7 @@ usage() { sed -n '3,6s/^# //p' "$0" >&2; exit 64; }
 [ $# -ge 1 ] || usage
 build=$1
 shift
-peers= scratch= quick= names=()
+peers='' scratch='' quick='' names=()
 while [ $# -gt 0 ]; do
     case $1 in
     --peers) [ $# -ge 2 ] || usage; peers=$(realpath "$2"); shift ;;
@@ -20,7 +20,10 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ ${#names[@]} -gt 0 ] || names=(kernels store peers limit-small limit-big checkpoint size learning)
+if [ ${#names[@]} -eq 0 ]; then
+    names=(kernels store peers limit-small limit-big checkpoint size)
+    if [ -n "$peers" ]; then names+=(learning); else echo "run.sh: without --peers PyTorch is not measured, and learning is left out" >&2; fi
+fi
 here=$(cd "$(dirname "$0")" && pwd)
 build=$(realpath "$build")
 scratch=${scratch:-$build/bench-scratch}
@@ -54,7 +57,8 @@ peers() { "$here/train/peers.py" "${common[@]}" "${with[@]}" $(pick "" "--config
 limit_small() { "$here/train/limit.py" "${common[@]}" "${with[@]}" $(pick "" "--rounds 1 --steps 1 --warmup 2 --update deferred --fio-seconds 2"); }
 # shellcheck disable=SC2046
 limit_big() {
-    "$here/train/limit.py" "${common[@]}" --config big --host-memory 2GiB $(pick "--rounds 2" "--rounds 1 --steps 1 --warmup 1 --update deferred --fio-seconds 2")
+    "$here/train/limit.py" "${common[@]}" --config big --host-memory 2GiB \
+        $(pick "--rounds 2" "--rounds 1 --steps 1 --warmup 1 --update deferred --fio-seconds 2")
 }
 # shellcheck disable=SC2046
 checkpoint() { "$here/train/checkpoint.py" "${common[@]}" $(pick "" "--config tiny:384MiB --rounds 1"); }
@@ -70,7 +74,7 @@ learning() {
     mkdir -p "$out" || return
     "$here/demo/install.sh" bible-kjv-text dict-gcide anarchism python3 || return
     python3 "$here/demo/text.py" "$out/text" || return
-    "$build/bin/moe-train" prepare --tokenizer bytes --out "$out/data" --quiet "$out/text/bible.txt" "$out/text/gcide.txt" "$out/text/anarchism.txt" || return
+    "$build/bin/moe-train" prepare --tokenizer bytes --out "$out/data" --quiet "$out"/text/{bible,gcide,anarchism}.txt || return
     # shellcheck disable=SC1091
     (. "$peers/env.sh" && python "$here/loss_curve.py" "$out/data" --steps "$(pick 300 10)" --moe-train "$build/bin/moe-train" --out "$out/curve")
     [ -f "$out/curve/loss_curve.json" ] || return

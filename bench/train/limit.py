@@ -15,6 +15,7 @@ import common as c
 import peers
 
 PHASES = ("forward", "backward")
+WARMUP = peers.WARMUP  # steps without limit before they count
 
 
 def phases_of(m):
@@ -70,7 +71,7 @@ def pick_update(args, config):
 def measure(args, config, plan, folder):
     layers = args.layers
     vocab, tokens = c.shape(args.build, config)
-    sets = [f"data.path={c.tokens_file(folder, vocab, tokens * (args.warmup + args.steps) + 1)}"]
+    sets = [f"data.path={c.tokens_file(folder, vocab, tokens * (max(args.warmup, WARMUP) + args.steps) + 1)}"]
     update = f"optimizer.update={args.update}"
     fio = c.Fio(folder)
     s = {"tokens_per_step": tokens, "plan": plan["text"], "unlimited": {n: [] for n in depths(args, config, layers)}, "limited": [], "peaks": [],
@@ -85,7 +86,7 @@ def measure(args, config, plan, folder):
 
     for r in range(args.rounds):
         for n in s["unlimited"]:
-            got = c.train(args, config, folder, 1 + args.steps, [*sets, f"model.num_hidden_layers={n}"])["steps"][1:]
+            got = c.train(args, config, folder, WARMUP + args.steps, [*sets, f"model.num_hidden_layers={n}"])["steps"][WARMUP:]
             s["unlimited"][n] += got
             c.say(f"round {r + 1} without limit, {n} layers: {' '.join('%.2f' % m['seconds'] for m in got)} s")
         ask_drive()
@@ -95,7 +96,7 @@ def measure(args, config, plan, folder):
         c.say(f"round {r + 1} in {args.host_memory}: {' '.join('%.2f' % m['seconds'] for m in got['steps'])} s, {got['limit']}")
         ask_drive()
         if args.peers:
-            s["pytorch"].append(peers.pytorch(args, args.config, "hand", 1, args.steps))
+            s["pytorch"].append(peers.pytorch(args, args.config, "hand", WARMUP, args.steps))
             c.say(f"round {r + 1} PyTorch without limit: {s['pytorch'][-1]['seconds']} s")
     return s
 
@@ -137,7 +138,8 @@ def peer_rows(args, s, rate, here):
     recorded = json.loads((c.HERE / "peers" / "recorded.json").read_text())
     fma = c.peak(args.build, args.threads)["fma_gflops"]
     same = abs(fma / recorded["machine"]["fma_gflops"] - 1) < 0.1
-    where = "recorded on a machine like this" if same else f"recorded on another machine: {recorded['machine']['cpu']}, {recorded['machine']['fma_gflops']} GFLOP/s"
+    other = f"recorded on another machine: {recorded['machine']['cpu']}, {recorded['machine']['fma_gflops']} GFLOP/s"
+    where = "recorded on a machine like this" if same else other
     known = [r for r in recorded["rows"] if r["config"] == args.config]
     if not s["pytorch"]:
         known_hand = max((r["tokens_per_second"] for r in known if r["variant"] == "hand"), default=None)

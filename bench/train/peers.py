@@ -13,8 +13,8 @@ import subprocess
 
 import common as c
 
-# warm-up steps and timed steps of a turn: five timed steps and more over three rounds
-TURNS = {"tiny": (2, 5), "small": (1, 2), "fine": (1, 2)}
+# Timed steps of a turn: five and more over three rounds. Two steps of warm-up: the second is the first that reads both moments.
+STEPS, WARMUP = {"tiny": 5}, 2
 PYTORCH = ("hand", "transformers")
 
 
@@ -35,18 +35,19 @@ def pytorch(args, config, model, warmup, steps):
     if out.returncode != 0:
         c.fail(f"PyTorch, {model}, {config}: exit status {out.returncode}: {out.stderr.strip()[-2000:]}")
     r = json.loads(out.stdout.splitlines()[-1])
-    return {"seconds": [s["seconds"] for s in r["steps"]], "peak_rss": r["peak_rss"], "turn": r}
+    return {"seconds": [s["seconds"] for s in r["steps"]], "cpu": [s["cpu_seconds"] for s in r["steps"]], "peak_rss": r["peak_rss"], "turn": r}
 
 
 def ours(args, config, folder, data, warmup, steps):
     r = c.train(args, c.PRESETS / f"{config}.yaml", folder, warmup + steps, [f"data.path={data}"])
-    return {"seconds": [m["seconds"] for m in r["steps"][warmup:]], "peak_rss": r["peak_rss"], "turn": r["steps"]}
+    at = [m["cpu_seconds"] for m in r["steps"]][warmup - 1:]
+    return {"seconds": [m["seconds"] for m in r["steps"][warmup:]], "cpu": [b - a for a, b in zip(at, at[1:])], "peak_rss": r["peak_rss"],
+            "turn": r["steps"]}
 
 
 def measure(args, config, folder):
     """-> every turn of every system"""
-    warmup, steps = TURNS.get(config, (1, 2))
-    warmup, steps = args.warmup if args.warmup is not None else warmup, args.steps or steps
+    warmup, steps = args.warmup, args.steps or STEPS.get(config, 2)
     plan = c.check(args.build, c.PRESETS / f"{config}.yaml")
     vocab, tokens = c.shape(args.build, c.PRESETS / f"{config}.yaml")
     data = c.tokens_file(folder, vocab, tokens * (warmup + steps) + 1)
@@ -71,7 +72,9 @@ def judge(config, samples):
         rate[s] = tokens / c.median(x for turn in samples[s] for x in turn["seconds"])
         rss = max(turn["peak_rss"] for turn in samples[s]) / 2**30
         percent = rate[s] / tokens * flops / 1e9 / fma * 100
-        rows.append(c.row(f"{config}: {s}", rate[s], "tokens/s", "", None, f"{percent:.1f} % of the FMA peak of {fma:.0f}, peak RSS {rss:.2f} GiB"))
+        cpu = c.median(x for turn in samples[s] for x in turn["cpu"])
+        rows.append(c.row(f"{config}: {s}", rate[s], "tokens/s", "", None,
+                          f"{percent:.1f} % of the FMA peak of {fma:.0f}, peak RSS {rss:.2f} GiB, {cpu:.2f} s of processor time a step"))
     of_peak = 0.72 * fma * 1e9 / (flops / tokens)
     if len(systems) == 1:
         rows.append(c.row(f"{config}: of the FMA peak", rate["moe-train"] * flops / tokens / 1e7 / fma, "%", ">= 72 %, or 1.5 x PyTorch",
@@ -89,10 +92,11 @@ def main():
     a = c.parser(__doc__, 3)
     a.add_argument("--peers", type=c.pathlib.Path, help="folder made by peers/setup.sh")
     a.add_argument("--config", default="tiny,small,fine", help="presets (default tiny,small,fine)")
-    a.add_argument("--warmup", type=int, help="steps of a turn before it counts (default 2 for tiny, else 1)")
+    a.add_argument("--warmup", type=int, default=WARMUP, help=f"steps of a turn before it counts, at least 1 (default {WARMUP})")
     a.add_argument("--steps", type=int, help="timed steps of a turn (default 5 for tiny, else 2)")
     a.add_argument("--malloc", choices=["auto", "libc", "tcmalloc"], default="auto", help="of PyTorch; auto: tcmalloc where it is installed")
     args = c.parse(a)
+    args.warmup = max(1, args.warmup)
     if args.peers and not (args.peers / "env.sh").exists():
         c.fail(f"{args.peers}/env.sh is not there; make it with bench/train/peers/setup.sh {args.peers}")
     args.preload = allocator(args.malloc)

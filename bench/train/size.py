@@ -69,9 +69,10 @@ def judge(s):
         stall[e] = c.median(m["stall_seconds"] / m["seconds"] for m in x["steps"])
         moved = c.median(m["ssd_read_bytes"] + m["ssd_write_bytes"] for m in x["steps"])
         cpu = c.median(m["cpu"] for m in x["steps"]) / x["tokens_per_step"]
+        mflop, kilobytes = x["flops"] / x["tokens_per_step"] / 1e6, moved / x["tokens_per_step"] / 1e3
         rows.append(c.row(f"{e} experts a layer: time per token", per_token[e] * 1e6, "us", "", None,
-                          f"{cpu * 1e6:.1f} us of processor time, stalled {stall[e] * 100:.1f} %, {x['flops'] / x['tokens_per_step'] / 1e6:.2f} MFLOP and "
-                          f"{moved / x['tokens_per_step'] / 1e3:.1f} KB of SSD traffic a token, memory {x['host']}"))
+                          f"{cpu * 1e6:.1f} us of processor time, stalled {stall[e] * 100:.1f} %, {mflop:.2f} MFLOP and {kilobytes:.1f} KB of "
+                          f"SSD traffic a token, memory {x['host']}"))
     low, high = min(per_token, key=per_token.get), max(per_token, key=per_token.get)
     spread = (per_token[high] / per_token[low] - 1) * 100
     flops = [x["flops"] / x["tokens_per_step"] for x in s["sizes"].values()]

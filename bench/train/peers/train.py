@@ -39,7 +39,7 @@ PARTS = ("forward", "backward", "clip", "adamw")
 steps, losses = [], []
 for batch in work.batches(m, t, a.warmup + a.steps):
     part, loss_sum, last = dict.fromkeys(PARTS, 0.0), 0.0, time.perf_counter()
-    begin = last
+    begin, cpu = last, time.process_time()
 
     def lap(name):
         global last
@@ -58,7 +58,7 @@ for batch in work.batches(m, t, a.warmup + a.steps):
     opt.step()
     opt.zero_grad(set_to_none=a.model == "transformers")
     lap("adamw")
-    steps.append(dict(part, seconds=time.perf_counter() - begin))
+    steps.append(dict(part, seconds=time.perf_counter() - begin, cpu_seconds=time.process_time() - cpu))
     losses.append(loss_sum)
 
 print(json.dumps({
