@@ -49,7 +49,8 @@ def store(text):
         rows += [c.row(f"store, {mix} mix / fio", ratio * 100, "%", ">= 90 %", ratio >= 0.9,
                        f"store {c.median(s['store'] for s in mine):.2f}, fio {c.median(s['fio'] for s in mine):.2f} GB/s"),
                  c.row("    processor", cpu * 100, "% core s/GB", "<= 5 %", cpu <= 0.05,
-                       f"checksums apart: {c.median(s['checksums'] for s in mine) * 100:.1f} %; fio {c.median(s['fio_cpu'] for s in mine) * 100:.1f} %")]
+                       f"checksums apart: {c.median(s['checksums'] for s in mine) * 100:.1f} %, "
+                       f"fio {c.median(s['fio_cpu'] for s in mine) * 100:.1f} %")]
     return rows, samples
 
 

@@ -4,6 +4,7 @@
 # --peers DIR: made by train/peers/setup.sh; without it PyTorch is not measured. --scratch DIR: the drive to use (default BUILD/bench-scratch).
 # --quick: few and short samples into BUILD/bench-quick, to see that everything runs here; the figures mean little.
 # A benchmark that fails does not stop the others; a figure that is not reached is no failure.
+# shellcheck disable=SC2317 # the benchmarks are called by name
 set -u
 usage() { sed -n '3,6s/^# //p' "$0" >&2; exit 64; }
 [ $# -ge 1 ] || usage
@@ -85,22 +86,25 @@ learning() {
     return $rc
 }
 
-failed=()
-for name in "${names[@]}"; do
-    case $name in
-    kernels | store | peers | limit-small | limit-big | checkpoint | size | learning) ;;
-    *) echo "run.sh: no benchmark is called $name" >&2; exit 64 ;;
-    esac
-done
-for name in "${names[@]}"; do
-    printf '\n== %s\n' "$name" >&2
-    "${name//-/_}" || failed+=("$name")
-done
-printf '\n== results\n' >&2
-python3 "$here/results.py" table
-rm -f "$scratch/kernels.jsonl" "$scratch/store.txt"
-rmdir "$scratch" 2>/dev/null
-if [ ${#failed[@]} -gt 0 ]; then
-    echo "run.sh: without a result: ${failed[*]}" >&2
-    exit 1
-fi
+main() {
+    local failed=() name
+    for name in "${names[@]}"; do
+        case $name in
+        kernels | store | peers | limit-small | limit-big | checkpoint | size | learning) ;;
+        *) echo "run.sh: no benchmark is called $name" >&2; exit 64 ;;
+        esac
+    done
+    for name in "${names[@]}"; do
+        printf '\n== %s\n' "$name" >&2
+        "${name//-/_}" || failed+=("$name")
+    done
+    printf '\n== results\n' >&2
+    python3 "$here/results.py" table
+    rm -f "$scratch/kernels.jsonl" "$scratch/store.txt"
+    rmdir "$scratch" 2>/dev/null
+    if [ ${#failed[@]} -gt 0 ]; then
+        echo "run.sh: without a result: ${failed[*]}" >&2
+    fi
+    exit $((${#failed[@]} > 0))
+}
+main # read whole before anything runs: the file may be edited meanwhile
