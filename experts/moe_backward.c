@@ -5,9 +5,10 @@
 
 #include "engine/base/clock.h"
 
-/* Rows [begin, begin + n) of one expert. `a` is the stash block [n, 2 Fp] of forward; it becomes the gradient of the first product. */
+/* Rows [begin, begin + n) of one expert. `a` is the stash block [n, 2 Fp] of forward; it becomes the gradient of the first product.
+ * continued: the section's gradient holds earlier rows of the step; else it is begun here, without reading the zeros of a new slot. */
 static moe_err expert_chunk_backward(moe_layers *m, const tier_lease *l, const routing *r, const moe_backward_args *args, int64_t begin,
-                                     int64_t n, float *a)
+                                     int64_t n, float *a, bool continued)
 {
     const moe_backend *be = m->be;
     const int32_t offset[2] = {0, (int32_t)n};
@@ -33,14 +34,14 @@ static moe_err expert_chunk_backward(moe_layers *m, const tier_lease *l, const r
 
     const matmul_args second = {
         .dw = dw2, .y = m->og, .ldy = (size_t)m->D, .x = m->h, .ldx = (size_t)m->Fp, .offset = offset, .G = 1, .N = m->D, .K = m->F,
-        .accumulate = true,
+        .accumulate = continued,
     };
     TRY(be->matmul_dw(&second, m->stream));
     const gather_args gather_in = {.dst = m->xg, .src = args->xn, .row_token = r->row_token + begin, .ld = (size_t)m->D, .n = n, .D = m->D};
     TRY(be->gather(&gather_in, m->stream));
     matmul_args first = {
         .dw = dw1, .w = w1, .y = a, .ldy = 2 * (size_t)m->Fp, .x = m->xg, .ldx = (size_t)m->D, .offset = offset, .G = 1,
-        .N = 2 * m->Fp, .K = m->D, .accumulate = true,
+        .N = 2 * m->Fp, .K = m->D, .accumulate = continued,
     };
     TRY(be->matmul_dw(&first, m->stream));
     first.x = m->rows + (size_t)begin * (size_t)m->D;
@@ -52,13 +53,15 @@ static moe_err expert_backward(moe_layers *m, int layer, const tier_lease *l, co
 {
     const int e = l->section % m->E;
     stash_id id = m->pass[layer].first[e];
+    bool continued = tier_record(m->tier, l->section).grad_step == args->step; /* by an earlier group of micro-batches */
     for (int64_t begin = r->offset[e]; begin < r->offset[e + 1]; begin += m->chunk, id--) {
         const int64_t left = r->offset[e + 1] - begin, n = left < m->chunk ? left : m->chunk;
         void *a;
         TRY(stash_take(m->stash, id, &a));
-        const moe_err rc = expert_chunk_backward(m, l, r, args, begin, n, a);
+        const moe_err rc = expert_chunk_backward(m, l, r, args, begin, n, a, continued);
         stash_free(m->stash, id);
         TRY(rc);
+        continued = true;
     }
     const sum_squares_args sq = {.out = &m->grad_squares[l->section], .x = l->part[STORE_G], .n = m->layout.floats};
     return m->be->sum_squares(&sq, m->stream);
