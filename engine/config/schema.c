@@ -92,7 +92,7 @@ const knob config_knobs[] = {
      .unit = "transfers", .resume = true, .help = "in flight per drive"},
     {.name = "checkpoint.every", .kind = KNOB_INT64, .offset = AT(checkpoint_every), .fallback = "0", .min = 0, .max = 1e9,
      .unit = "steps", .resume = true, .help = "0: only at the end and on SIGTERM"},
-    {.name = "checkpoint.keep", .kind = KNOB_INT, .offset = AT(checkpoint_keep), .fallback = "1", .min = 1, .max = 64,
+    {.name = "checkpoint.keep", .kind = KNOB_INT, .offset = AT(checkpoint_keep), .fallback = "1", .min = 1, .max = 62,
      .resume = true, .help = "checkpoints kept; each needs its own place for every expert it names"},
     {.name = "eval.every", .kind = KNOB_INT64, .offset = AT(eval_every), .fallback = "0", .min = 0, .max = 1e9, .unit = "steps",
      .resume = true, .help = "0: only at the end"},

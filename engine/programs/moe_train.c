@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "engine/base/cli.h"
+#include "engine/base/text.h"
 #include "engine/train/commands.h"
 #include "models/text/tokenizer.h"
 
@@ -184,6 +185,13 @@ static void close_run(opened *o)
     run_folder_close(&o->f);
 }
 
+static void print_loss(const opened *o, int64_t windows, double loss)
+{
+    char exact[TEXT_NUMBER];
+    printf("{\"step\": %llu, \"windows\": %lld, \"val_loss\": %s, \"perplexity\": %.6g}\n", (unsigned long long)o->t.finished,
+           (long long)windows, text_double(exact, loss), exp(loss));
+}
+
 static moe_err run_eval(const void *args, const cli_words *words)
 {
     const read_cli *a = args;
@@ -195,8 +203,7 @@ static moe_err run_eval(const void *args, const cli_words *words)
     if (rc == MOE_OK && used == 0)
         rc = moe_fail(MOE_E_DATA, "%s: no held-out window of %d tokens", o.c->data_path, o.c->seq_len);
     if (rc == MOE_OK)
-        printf("{\"step\": %llu, \"windows\": %lld, \"val_loss\": %.9g, \"perplexity\": %.6g}\n", (unsigned long long)o.t.finished,
-               (long long)used, loss, exp(loss));
+        print_loss(&o, used, loss);
     close_run(&o);
     return rc;
 }
