@@ -118,6 +118,8 @@ moe_err moe_pool_open(moe_pool **out, int threads, size_t scratch_bytes)
     *out = NULL;
     if (threads < 1 || threads > 4096)
         return moe_fail(MOE_E_CONFIG, "threads: expected 1 to 4096, got %d", threads);
+    if (scratch_bytes > SIZE_MAX / 8192 / (size_t)threads) /* room for the rounding up below */
+        return moe_fail(MOE_E_OS, "thread pool: out of memory (%zu bytes of scratch for each of %d threads)", scratch_bytes, threads);
     moe_pool *p = calloc(1, sizeof *p);
     if (p == NULL)
         return moe_fail(MOE_E_OS, "thread pool: out of memory");
@@ -130,7 +132,7 @@ moe_err moe_pool_open(moe_pool **out, int threads, size_t scratch_bytes)
     p->scratch = p->scratch_bytes ? scratch_new(p->scratch_bytes * (size_t)threads) : NULL;
     if (p->thread == NULL || (p->scratch_bytes && p->scratch == NULL)) {
         moe_pool_close(p);
-        return moe_fail(MOE_E_OS, "thread pool: out of memory (%zu bytes of scratch)", p->scratch_bytes * (size_t)threads);
+        return moe_fail(MOE_E_OS, "thread pool: out of memory (%zu bytes of scratch for each of %d threads)", scratch_bytes, threads);
     }
     for (int w = 1; w < threads; w++) {
         worker_arg *arg = malloc(sizeof *arg);

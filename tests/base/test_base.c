@@ -100,7 +100,8 @@ Test(pool, what_cannot_be_is_refused)
     cr_assert_eq(moe_pool_open(&p, 0, 0), MOE_E_CONFIG);
     cr_assert_null(p);
     cr_assert_eq(moe_pool_open(&p, 5000, 0), MOE_E_CONFIG);
-    cr_assert_eq(moe_pool_open(&p, 1, SIZE_MAX / 2), MOE_E_OS);
+    cr_assert_eq(moe_pool_open(&p, 1, SIZE_MAX / 2), MOE_E_OS);          /* refused before it is multiplied */
+    cr_assert_eq(moe_pool_open(&p, 1, (size_t)1 << 50), MOE_E_OS); /* refused by the kernel */
     cr_assert_null(p);
     moe_pool_close(NULL);
 }
