@@ -15,6 +15,7 @@
         .name = #isa, .matmul_forward = matmul_forward_##isa, .matmul_dx = matmul_dx_##isa, .matmul_dw = matmul_dw_##isa,        \
         .rope = rope_##isa, .clip_forward = clip_forward_##isa, .clip_backward = clip_backward_##isa,                            \
         .attention_forward = attention_forward_##isa, .attention_backward = attention_backward_##isa,                            \
+        .kv_store = kv_store_##isa, .paged_attention = paged_attention_##isa,                                                    \
         .rmsnorm_forward = rmsnorm_forward_##isa, .rmsnorm_backward = rmsnorm_backward_##isa,                                    \
         .router_forward = router_forward_##isa, .router_backward = router_backward_##isa, .router_stats = router_stats_##isa,    \
         .dispatch = dispatch_##isa, .gather = gather_##isa, .combine = combine_##isa, .swiglu_forward = swiglu_forward_##isa,    \

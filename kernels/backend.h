@@ -11,6 +11,7 @@
 #include "kernels/loss.h"
 #include "kernels/matmul.h"
 #include "kernels/norm.h"
+#include "kernels/paged_attention.h"
 #include "kernels/random.h"
 #include "kernels/reduce.h"
 #include "kernels/rope.h"
@@ -24,6 +25,8 @@ typedef struct moe_backend {
     rope_fn rope;
     clip_fn clip_forward, clip_backward;
     attention_fn attention_forward, attention_backward;
+    kv_store_fn kv_store;
+    paged_attention_fn paged_attention;
     router_fn router_forward, router_backward;
     router_stats_fn router_stats;
     dispatch_fn dispatch;

@@ -19,6 +19,8 @@
     X(clip_backward, clip_args)               \
     X(attention_forward, attention_args)      \
     X(attention_backward, attention_args)     \
+    X(kv_store, kv_store_args)                \
+    X(paged_attention, paged_attention_args)  \
     X(router_forward, router_args)            \
     X(router_backward, router_args)           \
     X(router_stats, router_stats_args)        \

@@ -2,8 +2,7 @@
  * A task is a block of queries of one window, for all query heads of one kv head (so that a packed tile of keys serves the whole group).
  * It walks the key tiles once; running maximum, sum and output of its rows stay in the worker's scratch.
  * Rule: same bits as ref/attention.c; a task writes its own rows of o and lse only. */
-#include "kernels/cpu/attention_tile.h"
-#include "kernels/cpu/vmath.h"
+#include "kernels/cpu/attention_softmax.h"
 #include "kernels/tables.h"
 
 enum {
@@ -13,7 +12,7 @@ enum {
     CHUNK = 48, /* rows whose scores live at one time: 12 KiB, beside K^T or V in the L1 cache */
     TASKS_PER_THREAD = 4,
 };
-_Static_assert(CHUNK % V16 == 0 && CHUNK % PRODUCT_ROWS == 0 && ROWS_LEAST * ATTENTION_MAX_HD <= ROW_FLOATS, "whole blocks");
+_Static_assert(CHUNK <= SOFTMAX_ROWS && CHUNK % PRODUCT_ROWS == 0 && ROWS_LEAST * ATTENTION_MAX_HD <= ROW_FLOATS, "whole blocks");
 _Static_assert((2 * ROW_FLOATS + 3 * TILE * ATTENTION_MAX_HD + CHUNK * (TILE + 1) + 2 * ROWS) * sizeof(float) <= KERNEL_SCRATCH_BYTES,
                "scratch");
 
@@ -102,51 +101,12 @@ static void prefetch_next(const task *k, int64_t t0, int r, int n)
     prefetch_rows(a->v + at, a->ldk, end - j < k->ahead ? end - j : k->ahead, a->hd);
 }
 
-/* s = q.k * scale in p, masked; the new maximum of the row. `vecs` vectors of the row are read and written. */
-SIMD float score_row(float *p, float m, float scale, int keys, int vecs)
-{
-    v16 top = v16_set1(m);
-    for (int v = 0; v < vecs; v++) {
-        v16 s = v16_mul(v16_load(p + v * V16), v16_set1(scale));
-        s = row_pad(s, keys - v * V16 > 0 ? keys - v * V16 : 0, -INFINITY);
-        v16_store(p + v * V16, s);
-        top = v16_max(top, s);
-    }
-    return v16_max_lane(top);
-}
-
-/* p = exp(s - top), at most 1, and its sum. */
-SIMD float weigh_row(float *p, float top, int vecs)
-{
-    v16 sum = v16_zero();
-    for (int v = 0; v < vecs; v++) {
-        const v16 e = v16_exp_down(v16_sub(v16_load(p + v * V16), v16_set1(top)));
-        v16_store(p + v * V16, e);
-        sum = v16_add(sum, e);
-    }
-    return v16_sum(sum);
-}
-
 /* Scores of rows [r0, r0 + rows) become weights p; m, l and factor move on. */
 static void softmax_rows(task *k, int r0, int rows, int64_t t0, int keys)
 {
-    float top[CHUNK], sum[CHUNK];
-    for (int r = 0; r < rows; r += PRODUCT_ROWS) {
-        const int end = r + PRODUCT_ROWS < rows ? r + PRODUCT_ROWS : rows;
-        const int vecs = (visible(row_query(k, r0 + end - 1), t0, keys) + V16 - 1) / V16;
-        for (int i = r; i < end; i++)
-            top[i] = score_row(k->p + i * TILE, k->m[r0 + i], k->a->scale, visible(row_query(k, r0 + i), t0, keys), vecs);
-        for (int i = r; i < end; i++)
-            sum[i] = weigh_row(k->p + i * TILE, top[i], vecs);
-    }
-    for (int r = 0; r < rows; r += V16) {
-        const int n = rows - r < V16 ? rows - r : V16;
-        float *m = k->m + r0 + r, *l = k->l + r0 + r;
-        const v16 t = v16_load_n(top + r, n), c = v16_exp_down(v16_sub(v16_load_n(m, n), t));
-        v16_store_n(k->factor + r, c, n);
-        v16_store_n(l, v16_fma(v16_load_n(l, n), c, v16_load_n(sum + r, n)), n);
-        v16_store_n(m, t, n);
-    }
+    const softmax_args s = {.p = k->p, .factor = k->factor, .m = k->m + r0, .l = k->l + r0, .scale = k->a->scale, .first = k->first,
+                            .row = r0, .heads = k->heads};
+    softmax_tile(&s, rows, t0, keys);
 }
 
 /* Rows [r0, r0 + rows) against one tile: scores, weights, output. */
