@@ -193,6 +193,20 @@ int tokenizer_vocab(const tokenizer *t) { return t->parts.bytes ? 256 : bpe_ids(
 
 int32_t tokenizer_eos(const tokenizer *t) { return t->eos; }
 
+bool tokenizer_is_special(const tokenizer *t, int32_t id)
+{
+    const char *text;
+    size_t n, first, last;
+    int32_t found;
+    if (t->parts.bytes || !bpe_piece(t->parts.model, id, &text, &n))
+        return false;
+    const added_set *const sets[] = {t->parts.added, t->parts.added_normalized};
+    for (int i = 0; i < 2; i++) /* one that does not count without specials is special */
+        if (added_find(sets[i], text, n, 0, true, &first, &last, &found) && found == id)
+            return !added_find(sets[i], text, n, 0, false, &first, &last, &found) || found != id;
+    return false;
+}
+
 static moe_err borrow_room(tokenizer *t, workroom **out)
 {
     pthread_mutex_lock(&t->lock);

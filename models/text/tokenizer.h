@@ -18,6 +18,7 @@ void tokenizer_close(tokenizer *t);
 bool tokenizer_is_bytes(const tokenizer *t);
 int tokenizer_vocab(const tokenizer *t);   /* number of ids, added tokens included                */
 int32_t tokenizer_eos(const tokenizer *t); /* -1: none (bytes)                                    */
+bool tokenizer_is_special(const tokenizer *t, int32_t id); /* an added token with "special": true  */
 
 /* Appends ids of text[0, bytes) to *ids (malloc'ed, grown; *n, *capacity updated). specials: text of added special tokens becomes
  * those tokens; otherwise it is plain text (user text can never become a special token). */
