@@ -1,0 +1,77 @@
+/* Made by tests/engine/make_sampler.py with numpy 2.4.6: do not edit. */
+#include "engine/serve/sampler.h"
+
+enum { NUMPY_V = 61, NUMPY_N = 40, NUMPY_DRAWS = 24 };
+static const uint64_t numpy_seed = 0x1234567887654321;
+static const int32_t numpy_history[NUMPY_N] = {3, 8, 5, 9, 20, 1, 8, 5, 9, 31, 44, 5, 9, 7, 20, 20, 7, 3, 3, 50, 60, 0, 44, 5, 9, 12, 8, 5, 9, 33, 2, 20, 2, 20, 2, 44, 3, 8, 5, 9};
+static const sampler_logprob numpy_top[5] = {{26, -2.35616536f}, {20, -2.43429036f}, {37, -2.49679036f}, {54, -2.66866536f}, {48, -2.74679036f}};
+static const struct numpy_case {
+    const char *name;
+    sampler_options o;
+    int kept;                   /* candidates, with XTC when its probability is 1 */
+    int32_t token[NUMPY_DRAWS]; /* of sequences 0 .. */
+} numpy_cases[] = {
+    {"softmax",
+     {.temperature = 1.0, .top_p = 1.0, .typical_p = 1.0, .repeat = 1.0, .penalty_window = -1, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_threshold = 0.1},
+     61, {49, 48, 43, 32, 54, 32, 15, 43, 43, 11, 10, 44, 10, 4, 26, 20, 27, 20, 1, 17, 60, 20, 15, 26}},
+    {"warm",
+     {.temperature = 2.5, .top_p = 1.0, .typical_p = 1.0, .repeat = 1.0, .penalty_window = -1, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_threshold = 0.1},
+     61, {49, 48, 43, 32, 54, 32, 11, 43, 43, 8, 6, 45, 8, 4, 28, 16, 28, 18, 0, 15, 60, 20, 11, 26}},
+    {"cold",
+     {.temperature = 0.25, .top_p = 1.0, .typical_p = 1.0, .repeat = 1.0, .penalty_window = -1, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_threshold = 0.1},
+     61, {43, 37, 37, 26, 54, 26, 20, 37, 37, 20, 20, 37, 20, 15, 26, 20, 26, 20, 4, 20, 54, 21, 20, 26}},
+    {"greedy",
+     {.top_p = 1.0, .typical_p = 1.0, .repeat = 1.0, .penalty_window = -1, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_threshold = 0.1},
+     61, {26, 26, 26, 26, 26, 26, 26, 26, 26, 26, 26, 26, 26, 26, 26, 26, 26, 26, 26, 26, 26, 26, 26, 26}},
+    {"top-k",
+     {.temperature = 1.0, .top_k = 7, .top_p = 1.0, .typical_p = 1.0, .repeat = 1.0, .penalty_window = -1, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_threshold = 0.1},
+     7, {4, 4, 48, 54, 21, 54, 26, 48, 48, 26, 26, 48, 26, 26, 37, 20, 37, 20, 26, 20, 21, 20, 26, 37}},
+    {"top-p",
+     {.temperature = 1.0, .top_p = 0.8, .typical_p = 1.0, .repeat = 1.0, .penalty_window = -1, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_threshold = 0.1},
+     16, {43, 49, 32, 4, 16, 4, 20, 32, 32, 20, 26, 49, 20, 26, 48, 37, 48, 37, 26, 20, 44, 37, 20, 48}},
+    {"min-p",
+     {.temperature = 1.0, .top_p = 1.0, .min_p = 0.15, .typical_p = 1.0, .repeat = 1.0, .penalty_window = -1, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_threshold = 0.1},
+     19, {49, 48, 43, 32, 54, 32, 15, 43, 43, 15, 11, 48, 15, 4, 27, 20, 27, 20, 4, 20, 60, 20, 16, 26}},
+    {"typical",
+     {.temperature = 1.0, .top_p = 1.0, .typical_p = 0.6, .repeat = 1.0, .penalty_window = -1, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_threshold = 0.1},
+     15, {44, 54, 54, 4, 37, 4, 32, 54, 27, 32, 49, 54, 32, 49, 4, 15, 4, 15, 43, 60, 37, 15, 32, 21}},
+    {"typical, then top-p",
+     {.temperature = 1.0, .top_p = 0.7, .typical_p = 0.8, .repeat = 1.0, .penalty_window = -1, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_threshold = 0.1},
+     9, {21, 21, 4, 54, 15, 54, 20, 4, 4, 26, 26, 4, 26, 26, 54, 20, 54, 20, 26, 20, 32, 37, 20, 37}},
+    {"top-k, top-p, min-p",
+     {.temperature = 0.7, .top_k = 30, .top_p = 0.9, .min_p = 0.05, .typical_p = 1.0, .repeat = 1.0, .penalty_window = -1, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_threshold = 0.1},
+     19, {43, 49, 15, 48, 10, 48, 20, 15, 15, 26, 26, 32, 26, 26, 48, 20, 48, 37, 26, 20, 11, 37, 20, 54}},
+    {"repeat",
+     {.temperature = 1.0, .top_p = 1.0, .typical_p = 1.0, .repeat = 1.7, .penalty_window = -1, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_threshold = 0.1},
+     61, {49, 48, 43, 32, 54, 32, 15, 43, 43, 10, 10, 46, 10, 4, 27, 17, 28, 21, 1, 16, 60, 21, 15, 26}},
+    {"presence and frequency",
+     {.temperature = 1.0, .top_p = 1.0, .typical_p = 1.0, .repeat = 1.0, .presence = 0.75, .frequency = 0.5, .penalty_window = -1, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_threshold = 0.1},
+     61, {49, 48, 43, 32, 54, 33, 15, 43, 43, 11, 10, 48, 11, 4, 29, 18, 32, 21, 4, 16, 60, 21, 15, 26}},
+    {"penalties over a window",
+     {.temperature = 1.0, .top_p = 1.0, .typical_p = 1.0, .repeat = 1.5, .presence = 0.25, .frequency = 1.25, .penalty_window = 9, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_threshold = 0.1},
+     61, {49, 48, 43, 33, 54, 34, 15, 43, 43, 11, 10, 48, 10, 4, 32, 17, 32, 21, 0, 16, 60, 21, 15, 26}},
+    {"a negative presence",
+     {.temperature = 1.0, .top_p = 1.0, .typical_p = 1.0, .repeat = 1.0, .presence = -2.0, .penalty_window = 5, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_threshold = 0.1},
+     61, {48, 44, 44, 32, 54, 33, 10, 44, 44, 5, 5, 44, 5, 5, 27, 16, 27, 20, 1, 15, 60, 20, 10, 26}},
+    {"dry",
+     {.temperature = 1.0, .top_p = 1.0, .typical_p = 1.0, .repeat = 1.0, .penalty_window = -1, .dry_multiplier = 0.8, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_threshold = 0.1},
+     61, {49, 48, 44, 34, 54, 37, 15, 44, 43, 10, 10, 48, 10, 4, 32, 17, 32, 21, 1, 16, 60, 21, 15, 26}},
+    {"dry, long allowance",
+     {.temperature = 1.0, .top_p = 1.0, .typical_p = 1.0, .repeat = 1.0, .penalty_window = -1, .dry_multiplier = 3.0, .dry_base = 1.25, .dry_allowed = 4, .dry_window = -1, .xtc_threshold = 0.1},
+     61, {49, 48, 43, 33, 54, 35, 15, 44, 43, 10, 10, 48, 10, 4, 32, 16, 32, 21, 1, 16, 60, 21, 15, 26}},
+    {"dry over a window",
+     {.temperature = 1.0, .top_p = 1.0, .typical_p = 1.0, .repeat = 1.0, .penalty_window = -1, .dry_multiplier = 1.5, .dry_base = 1.75, .dry_allowed = 2, .dry_window = 14, .xtc_threshold = 0.1},
+     61, {49, 48, 43, 32, 54, 32, 15, 43, 43, 10, 10, 45, 10, 4, 26, 20, 26, 20, 1, 17, 60, 20, 15, 26}},
+    {"xtc",
+     {.temperature = 1.0, .top_p = 1.0, .typical_p = 1.0, .repeat = 1.0, .penalty_window = -1, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_probability = 1.0, .xtc_threshold = 0.06},
+     57, {48, 48, 44, 32, 51, 32, 10, 44, 43, 5, 5, 48, 5, 4, 27, 15, 27, 15, 0, 15, 60, 16, 10, 22}},
+    {"xtc half the time",
+     {.temperature = 1.0, .top_p = 1.0, .typical_p = 1.0, .repeat = 1.0, .penalty_window = -1, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_probability = 0.5, .xtc_threshold = 0.06},
+     61, {49, 48, 44, 32, 54, 32, 10, 43, 43, 5, 10, 48, 10, 4, 26, 20, 27, 15, 0, 15, 60, 20, 15, 26}},
+    {"xtc, greedy",
+     {.top_p = 1.0, .typical_p = 1.0, .repeat = 1.0, .penalty_window = -1, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_probability = 1.0, .xtc_threshold = 0.06},
+     57, {48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48}},
+    {"all",
+     {.temperature = 0.9, .top_k = 25, .top_p = 0.95, .min_p = 0.02, .typical_p = 0.9, .repeat = 1.2, .presence = 0.1, .frequency = 0.1, .penalty_window = 20, .dry_multiplier = 0.5, .dry_base = 1.75, .dry_allowed = 2, .dry_window = -1, .xtc_probability = 0.4, .xtc_threshold = 0.1},
+     15, {43, 49, 32, 21, 10, 4, 54, 32, 32, 26, 26, 49, 26, 37, 4, 37, 4, 54, 37, 54, 60, 54, 37, 48}},
+};
