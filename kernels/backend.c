@@ -15,6 +15,7 @@
         .name = #isa, .matmul_forward = matmul_forward_##isa, .matmul_dx = matmul_dx_##isa, .matmul_dw = matmul_dw_##isa,        \
         .rope = rope_##isa, .clip_forward = clip_forward_##isa, .clip_backward = clip_backward_##isa,                            \
         .attention_forward = attention_forward_##isa, .attention_backward = attention_backward_##isa,                            \
+        .qmatmul = qmatmul_##isa,                                                                                                \
         .kv_store = kv_store_##isa, .paged_attention = paged_attention_##isa,                                                    \
         .rmsnorm_forward = rmsnorm_forward_##isa, .rmsnorm_backward = rmsnorm_backward_##isa,                                    \
         .router_forward = router_forward_##isa, .router_backward = router_backward_##isa, .router_stats = router_stats_##isa,    \
@@ -28,9 +29,17 @@
 static const moe_backend backends[] = {CPU_TABLE(ref), CPU_TABLE(avx2), CPU_TABLE(avx512)}; /* slowest first */
 enum { BACKENDS = sizeof backends / sizeof backends[0] };
 
+bool kernels_have_vnni(void) { return __builtin_cpu_supports("avx512vnni"); }
+
+/* One entry of a row that one more bit of CPUID decides. */
+moe_err qmatmul_avx512(const qmatmul_args *a, moe_stream *s)
+{
+    return kernels_have_vnni() ? qmatmul_vnni(a, s) : qmatmul_avx512bw(a, s);
+}
+
 static bool backend_runs(const moe_backend *b)
 {
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (strcmp(b->name, "avx2") == 0)
         return avx2;
     if (strcmp(b->name, "avx512") == 0)

@@ -12,6 +12,7 @@
 #include "kernels/matmul.h"
 #include "kernels/norm.h"
 #include "kernels/paged_attention.h"
+#include "kernels/qmatmul.h"
 #include "kernels/random.h"
 #include "kernels/reduce.h"
 #include "kernels/rope.h"
@@ -21,6 +22,7 @@
 typedef struct moe_backend {
     const char *name; /* "ref", "avx2", "avx512" */
     matmul_fn matmul_forward, matmul_dx, matmul_dw;
+    qmatmul_fn qmatmul;
     rmsnorm_fn rmsnorm_forward, rmsnorm_backward;
     rope_fn rope;
     clip_fn clip_forward, clip_backward;

@@ -12,6 +12,7 @@
     X(matmul_forward, matmul_args)            \
     X(matmul_dx, matmul_args)                 \
     X(matmul_dw, matmul_args)                 \
+    X(qmatmul, qmatmul_args)                  \
     X(rmsnorm_forward, rmsnorm_args)          \
     X(rmsnorm_backward, rmsnorm_args)         \
     X(rope, rope_args)                        \
@@ -46,5 +47,10 @@
     moe_err op##_avx512(const args *a, moe_stream *s);
 KERNEL_LIST(KERNEL_DECLARE)
 #undef KERNEL_DECLARE
+
+/* qmatmul_avx512 is the first of these that runs here (backend.c). */
+moe_err qmatmul_vnni(const qmatmul_args *a, moe_stream *s);
+moe_err qmatmul_avx512bw(const qmatmul_args *a, moe_stream *s);
+bool kernels_have_vnni(void);
 
 #endif

@@ -1,0 +1,61 @@
+/* fp16 and bf16 <-> fp32 in integer arithmetic: exact, nearest even, the same whatever the rounding and denormal mode of the thread.
+ * Owns nothing. Any thread.
+ * Rule: the vector conversions of kernels/cpu give these bits (a signalling NaN comes out quiet). */
+#ifndef MOE_KERNELS_HALF_H
+#define MOE_KERNELS_HALF_H
+
+#include <stdint.h>
+#include <string.h>
+
+static inline uint32_t float_bits(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float bits_float(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static inline float half_to_float(uint16_t h)
+{
+    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 0x3ffu;
+    if (exponent == 0) /* a denormal of fp16 is a normal number of fp32 */
+        return bits_float(sign | float_bits((float)fraction * 0x1p-24f));
+    if (exponent == 31)
+        return bits_float(sign | 0x7f800000u | fraction << 13 | (fraction != 0 ? 0x400000u : 0));
+    return bits_float(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+static inline uint16_t half_from_float(float x)
+{
+    const uint32_t bits = float_bits(x), a = bits & 0x7fffffffu;
+    const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
+    if (a > 0x7f800000u)
+        return (uint16_t)(sign | 0x7e00u | (a >> 13 & 0x1ffu));
+    if (a >= 0x47800000u) /* 65536 and more; from 65520 on the carry below gives infinity too */
+        return sign | 0x7c00u;
+    if (a >= 0x38800000u)
+        return (uint16_t)(sign | (a - 0x38000000u + 0xfffu + (a >> 13 & 1u)) >> 13);
+    const uint32_t shift = 126 - (a >> 23); /* of the fraction, to units of 2^-24 */
+    if (shift > 24)
+        return sign;
+    const uint32_t fraction = (a & 0x7fffffu) | 0x800000u, whole = fraction >> shift, rest = fraction << (32 - shift);
+    return (uint16_t)(sign | (whole + (rest > 0x80000000u || (rest == 0x80000000u && (whole & 1u)))));
+}
+
+static inline float bf16_to_float(uint16_t h) { return bits_float((uint32_t)h << 16); }
+
+static inline uint16_t bf16_from_float(float x)
+{
+    const uint32_t bits = float_bits(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u)
+        return (uint16_t)(bits >> 16 | 64u);
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+#endif

@@ -1,0 +1,117 @@
+/* Number formats (kernels/numfmt.h, half.h): against the gguf package (numfmt_gguf.h), and every 16-bit pattern. Owns nothing beyond a
+ * test. One thread. Rule: all comparisons are of bits. */
+#include <criterion/criterion.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/base/pool.h"
+#include "kernels/half.h"
+#include "kernels/numfmt.h"
+#include "tests/kernels/numfmt_gguf.h"
+
+enum { INPUTS = sizeof gguf_input / sizeof *gguf_input };
+
+typedef struct format_case {
+    numfmt f;
+    const char *name;
+    const uint8_t *stored;
+    size_t bytes;
+    const uint32_t *back;
+} format_case;
+
+static const format_case cases[] = {
+    {NUM_F16, "f16", gguf_f16, sizeof gguf_f16, gguf_f16_back},
+    {NUM_BF16, "bf16", gguf_bf16, sizeof gguf_bf16, gguf_bf16_back},
+    {NUM_Q4_0, "q4_0", gguf_q4_0, sizeof gguf_q4_0, gguf_q4_0_back},
+    {NUM_Q4_1, "q4_1", gguf_q4_1, sizeof gguf_q4_1, gguf_q4_1_back},
+    {NUM_Q8_0, "q8_0", gguf_q8_0, sizeof gguf_q8_0, gguf_q8_0_back},
+    {NUM_F32, "f32", (const uint8_t *)gguf_input, sizeof gguf_input, gguf_input},
+};
+enum { CASES = sizeof cases / sizeof *cases };
+
+static void check_case(const format_case *c)
+{
+    uint8_t stored[sizeof gguf_input];
+    float out[INPUTS], in[INPUTS];
+    const numfmt_info *about = numfmt_about(c->f);
+    memcpy(in, gguf_input, sizeof in);
+    cr_assert_str_eq(about->name, c->name);
+    cr_assert_eq(numfmt_find(c->name), (int)c->f);
+    cr_assert_eq(numfmt_row_bytes(c->f, INPUTS), c->bytes, "%s: %zu bytes, expected %zu", c->name, numfmt_row_bytes(c->f, INPUTS),
+                 c->bytes);
+    numfmt_from_f32(stored, in, c->f, INPUTS);
+    for (size_t i = 0; i < c->bytes; i++)
+        cr_assert_eq(stored[i], c->stored[i], "%s: byte %zu of block %zu: got %d, expected %d", c->name, i % (size_t)about->bytes,
+                     i / (size_t)about->bytes, stored[i], c->stored[i]);
+    numfmt_to_f32(out, stored, c->f, INPUTS);
+    for (size_t i = 0; i < INPUTS; i++)
+        cr_assert_eq(float_bits(out[i]), c->back[i], "%s: number %zu: got %a, expected %a", c->name, i, (double)out[i],
+                     (double)bits_float(c->back[i]));
+}
+
+Test(numfmt, rows_are_those_of_the_gguf_package)
+{
+    for (int i = 0; i < CASES; i++)
+        check_case(&cases[i]);
+}
+
+/* Engine threads flush denormals, moe-model does not: a file comes out the same. */
+Test(numfmt, the_denormal_mode_changes_nothing)
+{
+    moe_float_setup();
+    for (int i = 0; i < CASES; i++)
+        check_case(&cases[i]);
+}
+
+Test(numfmt, every_half_goes_to_fp32_and_back)
+{
+    moe_float_setup();
+    for (uint32_t h = 0; h < 65536; h++) {
+        const uint32_t exponent = h >> 10 & 31, fraction = h & 1023;
+        const double size = exponent == 0 ? fraction * 0x1p-24 : (1024 + fraction) * 0x1p-25 * (double)(1ull << exponent);
+        const float x = half_to_float((uint16_t)h);
+        if (exponent < 31)
+            cr_assert_eq((double)x, h >> 15 ? -size : size, "fp16 %04x: got %a", h, (double)x);
+        const uint32_t quiet = exponent == 31 && fraction != 0 ? 0x200 : 0;
+        cr_assert_eq(half_from_float(x), h | quiet, "fp16 %04x came back as %04x", h, half_from_float(x));
+        cr_assert_eq(bf16_from_float(bf16_to_float((uint16_t)h)), (h & 0x7fff) > 0x7f80 ? h | 64 : h, "bf16 %04x", h);
+    }
+}
+
+/* Between neighbours a and b, the middle goes to the even one and what is next to the middle to its side. */
+Test(numfmt, halves_round_to_the_nearest_even)
+{
+    for (uint32_t h = 0; h < 0x7c00; h++) {
+        const float a = half_to_float((uint16_t)h), b = h == 0x7bff ? 65536.0f : half_to_float((uint16_t)(h + 1)), middle = (a + b) / 2;
+        cr_assert_eq(half_from_float(middle), h % 2 ? h + 1 : h, "middle above %04x", h);
+        cr_assert_eq(half_from_float(bits_float(float_bits(middle) - 1)), h, "below the middle above %04x", h);
+        cr_assert_eq(half_from_float(bits_float(float_bits(middle) + 1)), h + 1, "above the middle above %04x", h);
+    }
+    cr_assert_eq(half_from_float(-1e30f), 0xfc00);
+    cr_assert_eq(half_from_float(bits_float(1)), 0);
+    cr_assert_eq(bf16_from_float(bits_float(0x3f808000)), 0x3f80);
+    cr_assert_eq(bf16_from_float(bits_float(0x3f818000)), 0x3f82);
+}
+
+Test(numfmt, an_unknown_name_is_not_found)
+{
+    cr_assert_eq(numfmt_find("q4_7"), -1);
+    cr_assert_eq(numfmt_find(""), -1);
+}
+
+/* Infinities and NaN have no meaning in a block; they must not be undefined behaviour either. */
+Test(numfmt, numbers_that_are_none_do_no_harm)
+{
+    static const uint32_t odd[] = {0x7fc00000u, 0xffc00000u, 0x7f800000u, 0xff800000u, 0x7f7fffffu, 0xff7fffffu, 1u};
+    float in[32], out[32];
+    uint8_t stored[128];
+    for (int first = 0; first < 7; first++)
+        for (int f = 0; f < NUM_FORMATS; f++) {
+            for (int i = 0; i < 32; i++)
+                in[i] = i % 3 ? (float)i : bits_float(odd[(first + i) % 7]);
+            memset(stored, 0xa5, sizeof stored);
+            numfmt_from_f32(stored, in, (numfmt)f, 32);
+            numfmt_to_f32(out, stored, (numfmt)f, 32);
+            cr_assert_eq(stored[numfmt_row_bytes((numfmt)f, 32) % sizeof stored], f == NUM_F32 ? stored[0] : 0xa5);
+        }
+}
