@@ -6,7 +6,7 @@
 #include "engine/base/clock.h"
 
 /* Rows [begin, begin + n) of one expert. `a` is the stash block [n, 2 Fp] of forward; it becomes the gradient of the first product.
- * continued: the section's gradient holds earlier rows of the step; else it is begun here, without reading the zeros of a new slot. */
+ * continued: the section's gradient holds earlier rows of the step; else it is begun here: nobody zeroes a new slot. */
 static moe_err expert_chunk_backward(moe_layers *m, const tier_lease *l, const routing *r, const moe_backward_args *args, int64_t begin,
                                      int64_t n, float *a, bool continued)
 {

@@ -72,13 +72,13 @@ typedef struct tier_lease {
 } tier_lease;
 
 /* Blocks until one of the n wanted sections has all of want_parts resident, preferring what is already there ("run as they
- * land"), and leases those parts. Parts in `fresh` are not read: they come as zeroed slots (a new gradient); a g that exists
- * already (in RAM, or on disk from an earlier group of micro-batches of the same step) is brought back instead. *which: index
- * into wanted. parts_of(user, section) says which parts each section needs (an update needs more than a product). A lease that
- * holds m or v may change w, m and v; one with g in `fresh` may change g. Such a lease is alone and waits for writes of these
- * parts that are in flight; any other lease only reads, and several may hold a part. Errors: MOE_E_FULL when every slot is
- * leased; MOE_E_IO or MOE_E_DATA with the store's sentence, and the same call may be tried again. On error *out is zeroed and
- * nothing is owed. */
+ * land"), and leases those parts. Parts in `fresh` are not read: they come as slots whose contents mean nothing (a new gradient, which
+ * the caller begins by writing all of it); a g that exists already (in RAM, or on disk from an earlier group of micro-batches of the
+ * same step) is brought back instead. *which: index into wanted. parts_of(user, section) says which parts each section needs (an
+ * update needs more than a product). A lease that holds m or v may change w, m and v; one with g in `fresh` may change g. Such a
+ * lease is alone and waits for writes of these parts that are in flight; any other lease only reads, and several may hold a part.
+ * Errors: MOE_E_FULL when every slot is leased; MOE_E_IO or MOE_E_DATA with the store's sentence, and the same call may be tried
+ * again. On error *out is zeroed and nothing is owed. */
 typedef unsigned (*tier_parts_fn)(void *user, section_id s);
 moe_err tier_acquire_any(tier *t, const section_id *wanted, int n, tier_parts_fn parts_of, void *user, unsigned fresh, int *which,
                          tier_lease *out) MOE_MUST_CHECK;

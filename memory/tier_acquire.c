@@ -309,7 +309,7 @@ static void undo(tier *t, tier_lease *l)
     *l = (tier_lease){0};
 }
 
-/* Makes the parts that exist nowhere yet: initial values, or a gradient of zeros. Without the lock: they are leased. */
+/* Makes the parts that exist nowhere yet: initial values, or a place for a gradient. Without the lock: they are leased. */
 static moe_err fill_parts(tier *t, tier_lease *l)
 {
     for (int p = 0; p < STORE_PARTS; p++) {
@@ -318,7 +318,8 @@ static moe_err fill_parts(tier *t, tier_lease *l)
         tier_slot *h = part_slot(t, l->section, (store_part)p);
         if (h->state != SLOT_FILL) /* only this thread makes or ends this state */
             continue;
-        memset(l->part[p], 0, t->padded);
+        const size_t kept = p == STORE_G ? t->c.part_bytes[p] : 0; /* whoever asked for a new gradient begins it himself */
+        memset((char *)l->part[p] + kept, 0, t->padded - kept);
         const moe_err rc = p == STORE_G ? MOE_OK : t->c.fill(t->c.user, l->section, (store_part)p, l->part[p]);
         if (rc != MOE_OK) {
             undo(t, l);

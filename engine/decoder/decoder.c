@@ -184,6 +184,29 @@ moe_err norm_backward(decoder *d, float *dx, float *dgain, const float *dy, cons
     return d->c.be->rmsnorm_backward(&a, d->c.stream);
 }
 
+enum { COPY_FLOATS = 1 << 16 }; /* a thread copies this much at a time */
+
+typedef struct copy_args {
+    float *to;
+    const float *from;
+    size_t floats;
+} copy_args;
+
+static void copy_pieces(void *ctx, int64_t begin, int64_t end, int worker)
+{
+    const copy_args *a = ctx;
+    const size_t first = (size_t)begin * COPY_FLOATS, past = (size_t)end * COPY_FLOATS;
+    (void)worker;
+    memcpy(a->to + first, a->from + first, ((past < a->floats ? past : a->floats) - first) * sizeof *a->to);
+}
+
+/* Rows of the residual stream, by all threads: one alone does not fill the memory bus. */
+static void copy_stream(decoder *d, float *to, const float *from, int64_t rows)
+{
+    copy_args a = {to, from, (size_t)rows * (size_t)d->c.spec->D};
+    moe_pool_for(d->c.stream->pool, (int64_t)((a.floats + COPY_FLOATS - 1) / COPY_FLOATS), 1, copy_pieces, &a);
+}
+
 static int64_t piece_length(const decoder *d, int j)
 {
     const int64_t left = d->T - (int64_t)j * d->c.piece_tokens;
@@ -218,7 +241,7 @@ static moe_err attention_forward_all(decoder *d, int layer, bool keep)
             void *block;
             TRY(stash_new(d->c.stash, piece_block_layout(&b, NULL, d, n), id, &block));
             piece_block_layout(&b, block, d, n);
-            memcpy(b.x_in, x, (size_t)n * (size_t)d->c.spec->D * sizeof *x);
+            copy_stream(d, b.x_in, x, n);
         }
         b.x = x;
         const moe_err rc = attention_block_forward(d, layer, &b, piece_of(d, d->xn, j), n);
@@ -259,7 +282,7 @@ static moe_err layer_forward(decoder *d, int layer, bool keep)
     TRY(attention_forward_all(d, layer, keep));
     TRY(norm_forward(d, d->xn, d->x, layer_w(d, layer, d->c.dense->layout[layer].ffn_norm), d->T));
     if (keep)
-        memcpy(d->mid, d->x, stream_bytes(d));
+        copy_stream(d, d->mid, d->x, d->T);
     const double t1 = moe_seconds();
     d->times.attention += t1 - t0;
     TRY(ffn_forward_all(d, layer, keep));
@@ -270,7 +293,7 @@ static moe_err layer_forward(decoder *d, int layer, bool keep)
         return MOE_OK;
     void *block;
     TRY(stash_new(d->c.stash, stream_bytes(d), &d->mid_block[layer], &block));
-    memcpy(block, d->mid, stream_bytes(d));
+    copy_stream(d, block, d->mid, d->T);
     stash_seal(d->c.stash, d->mid_block[layer]);
     return MOE_OK;
 }
@@ -339,7 +362,7 @@ static moe_err take_mid(decoder *d, int layer)
 {
     void *block;
     TRY(stash_take(d->c.stash, d->mid_block[layer], &block));
-    memcpy(d->mid, block, stream_bytes(d));
+    copy_stream(d, d->mid, block, d->T);
     stash_free(d->c.stash, d->mid_block[layer]);
     return MOE_OK;
 }
