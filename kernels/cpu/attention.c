@@ -12,7 +12,7 @@ enum {
     CHUNK = 48, /* rows whose scores live at one time: 12 KiB, beside K^T or V in the L1 cache */
     TASKS_PER_THREAD = 4,
 };
-_Static_assert(CHUNK <= SOFTMAX_ROWS && CHUNK % PRODUCT_ROWS == 0 && ROWS_LEAST * ATTENTION_MAX_HD <= ROW_FLOATS, "whole blocks");
+_Static_assert((int)CHUNK <= (int)SOFTMAX_ROWS && CHUNK % PRODUCT_ROWS == 0 && ROWS_LEAST * ATTENTION_MAX_HD <= ROW_FLOATS, "whole blocks");
 _Static_assert((2 * ROW_FLOATS + 3 * TILE * ATTENTION_MAX_HD + CHUNK * (TILE + 1) + 2 * ROWS) * sizeof(float) <= KERNEL_SCRATCH_BYTES,
                "scratch");
 
