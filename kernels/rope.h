@@ -1,9 +1,9 @@
 /* Rotary position embedding, in place, on heads of width hd inside rows: "half" pairing (i, i + hd/2) as transformers:
- *   a' = a*cos - b*sin,  b' = b*cos + a*sin,  angle = position * theta^(-2i/hd).
+ *   a' = a*cos - b*sin,  b' = b*cos + a*sin,  angle = position * inv_freq[i], by default theta^(-2i/hd).
  * Rounding: the product with sin is rounded, then one fma: a' = fma(a, cos, -(b*sin)), b' = fma(b, cos, a*sin).
  * `inverse` rotates back (sin negated): the backward pass. The table holds cos then sin, [S, hd/2] each, made by rope_table with the
- * project's own pow, cos and sin: inv_freq = 1 / theta^(2i/hd) and angle = position * inv_freq are rounded to fp32 as transformers
- * does, cos and sin of that fp32 angle are taken in double and rounded. hd is even. Source: arXiv 2104.09864. */
+ * project's own cos and sin: angle = position * inv_freq is rounded to fp32 as transformers does, cos and sin of that fp32 angle are
+ * taken in double and rounded. What inv_freq is, the model says (models/spec.h). hd is even. Source: arXiv 2104.09864. */
 #ifndef MOE_KERNELS_ROPE_H
 #define MOE_KERNELS_ROPE_H
 
@@ -22,7 +22,7 @@ typedef struct rope_args {
 
 typedef moe_err (*rope_fn)(const rope_args *a, moe_stream *s);
 
-/* table: [2, S, hd/2] floats. */
-void rope_table(float *table, int S, int hd, double theta);
+/* table: [2, S, hd/2] floats, of positions 0 .. S-1; inv_freq: [hd/2], which may be the last row of the table. */
+void rope_table(float *table, int S, int hd, const float *inv_freq);
 
 #endif

@@ -32,6 +32,7 @@ typedef struct model_family {
     const char *architecture; /* "Qwen3MoeForCausalLM": config.json's architectures[0]               */
     const model_key *keys;
     int nkeys;
+    int class_keys;         /* the first ones, which the config class has; the others train what it lacks, all off by default */
     /* values[i] belongs to keys[i]; MOE_E_CONFIG names the key. The result is validated (spec_validate). */
     moe_err (*build)(model_spec *out, const model_value *values);
 } model_family;

@@ -14,6 +14,22 @@ typedef enum qk_norm { QK_NORM_NONE, QK_NORM_HEAD /* Qwen3 */, QK_NORM_FULL /* O
 
 enum { MODEL_MAX_LAYERS = 1024 };
 
+/* How the inverse frequencies of the rotary embedding follow from rope_theta; names and formulas of transformers' modeling_rope_utils. */
+typedef enum rope_type { ROPE_DEFAULT, ROPE_LINEAR, ROPE_LLAMA3 } rope_type;
+
+typedef struct rope_scaling {
+    rope_type type;
+    double factor;                            /* linear, llama3; 1 by default                 */
+    double low_freq_factor, high_freq_factor; /* llama3                                       */
+    int original_positions;                   /* llama3: original_max_position_embeddings     */
+} rope_scaling;
+
+/* How a family's checkpoints name the tensors of an MoE block. */
+typedef enum tensor_naming {
+    NAMES_QWEN,    /* mlp.gate, mlp.experts.N.gate_proj, mlp.shared_expert.gate_proj          */
+    NAMES_MIXTRAL, /* block_sparse_moe.gate, block_sparse_moe.experts.N.w1 (gate), w3 (up), w2 (down) */
+} tensor_naming;
+
 typedef struct model_spec {
     char model_type[32];            /* "qwen3_moe", "olmoe", ...                       */
     int D;                          /* hidden_size                                     */
@@ -21,16 +37,19 @@ typedef struct model_spec {
     int V;                          /* vocab_size                                      */
     int H, Hkv, hd;                 /* heads, kv heads, head_dim                       */
     int F;                          /* moe_intermediate_size                           */
-    int E, K;                       /* num_experts, num_experts_per_tok                */
+    int E, K;                       /* num_experts, num_experts_per_tok; 0 in a dense model */
     int F_dense;                    /* intermediate_size of dense layers               */
     int F_shared;                   /* width of the shared expert, 0: none             */
     bool shared_gate;               /* sigmoid(x . gate) on the shared expert          */
     bool moe_layer[MODEL_MAX_LAYERS];
+    tensor_naming names;
     qk_norm qk_norm;
+    bool qkv_bias, o_bias;          /* biases of the attention projections             */
     bool tied;                      /* tie_word_embeddings                             */
     bool correction_bias;           /* router has a correction bias (aux-loss-free)    */
     float rms_eps;
     double rope_theta;
+    rope_scaling rope;
     int max_positions;
     float clip_qkv;                 /* OLMoE; 0: none                                  */
     router_rule router;
@@ -43,8 +62,19 @@ typedef enum section_kind { SECTION_EMBED, SECTION_DENSE, SECTION_EXPERT, SECTIO
 
 typedef enum tensor_layout { TENSOR_VECTOR, TENSOR_ROWS, TENSOR_PANELS } tensor_layout;
 
+/* What a tensor is, whatever its family calls it. */
+typedef enum tensor_role {
+    ROLE_EMBED, ROLE_ATTN_NORM, ROLE_Q, ROLE_K, ROLE_V, ROLE_Q_BIAS, ROLE_K_BIAS, ROLE_V_BIAS, ROLE_Q_NORM, ROLE_K_NORM, ROLE_O, ROLE_O_BIAS,
+    ROLE_FFN_NORM, ROLE_ROUTER, ROLE_ROUTER_BIAS,
+    ROLE_GATE, ROLE_UP, ROLE_DOWN,                      /* of a dense layer, or of an expert (kind SECTION_EXPERT) */
+    ROLE_SHARED_GATE, ROLE_SHARED_UP, ROLE_SHARED_DOWN, /* of the shared expert                */
+    ROLE_SHARED_SWITCH,                                 /* its sigmoid gate, [1, D]            */
+    ROLE_FINAL_NORM, ROLE_LM_HEAD,
+} tensor_role;
+
 typedef struct tensor_info {
     char name[96];          /* Hugging Face name, e.g. model.layers.3.mlp.experts.17.gate_proj.weight */
+    tensor_role role;
     section_kind kind;
     int layer, expert;      /* -1 where it does not apply                               */
     tensor_layout layout;
@@ -65,8 +95,10 @@ typedef struct tensor_info {
 typedef struct dense_layout {
     int64_t attn_norm;      /* [D]                                                      */
     int64_t qkv;            /* panels (pad(H*hd) + 2*pad(Hkv*hd), D): q | k | v, each padded to PANEL */
+    int64_t qkv_bias;       /* [pad(H*hd) + 2*pad(Hkv*hd)] beside the rows of qkv       */
     int64_t q_norm, k_norm; /* [hd] or [H*hd], [Hkv*hd]                                 */
     int64_t o;              /* panels (D, H*hd)                                         */
+    int64_t o_bias;         /* [D]                                                      */
     int64_t ffn_norm;       /* [D]                                                      */
     int64_t router;         /* panels (E, D), MoE layers                                */
     int64_t router_bias;    /* [E] correction bias: state, not trained by gradient      */
@@ -113,5 +145,10 @@ moe_err spec_validate(const model_spec *m) MOE_MUST_CHECK;
 moe_err spec_tensors(const model_spec *m, tensor_info **out, int64_t *n) MOE_MUST_CHECK;
 /* The three tensors (gate, up, down) of one expert, without building the table. */
 void spec_expert_tensors(const model_spec *m, int layer, int expert, tensor_info out[3]);
+
+/* out[i], i < hd/2: radians per position of the pair (i, i + hd/2), by rope_theta and the scaling rule; for rope_table. Rounded to
+ * fp32 after every operation of transformers' _compute_..._rope_parameters. And the table of positions 0 .. S-1 made of them, [2, S, hd/2]. */
+void spec_rope_frequencies(const model_spec *m, float *out);
+void spec_rope_table(const model_spec *m, int S, float *table);
 
 #endif

@@ -43,10 +43,6 @@ void model_value_print(const model_key *k, const model_value *v, text_buf *t);
 /* "Qwen3MoeConfig": the transformers class whose defaults a family has. */
 const char *family_config_class(const model_family *f, char *out, size_t size);
 
-/* How many of a family's keys that class has: all but the last ones, which every family shares (parts the engine trains and the class
- * lacks). */
-int family_class_keys(const model_family *f);
-
 /* The state of a knob by name. */
 value_state *config_state(const train_config *c, const char *name);
 /* Values that must agree with each other. */

@@ -29,7 +29,7 @@ static void print_family(const model_family *f, text_buf *t)
         f->model_type, class);
     for (int i = 0; i < f->nkeys; i++)
         text_printf(t, "| `%s` | %s | `%s` | %s%s |\n", f->keys[i].name, kind[f->keys[i].kind], f->keys[i].fallback,
-                    f->keys[i].help, i < family_class_keys(f) ? "" : " *(not in transformers)*");
+                    f->keys[i].help, i < f->class_keys ? "" : " *(not in transformers)*");
     text_add(t, "\n");
 }
 

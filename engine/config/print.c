@@ -14,22 +14,6 @@ const char *family_config_class(const model_family *f, char *out, size_t size)
     return out;
 }
 
-int family_class_keys(const model_family *f)
-{
-    int shared = f->nkeys;
-    const model_family *other;
-    for (int i = 0; (other = model_family_at(i)) != NULL; i++) {
-        int n = 0;
-        if (other == f)
-            continue;
-        while (n < shared && n < other->nkeys &&
-               strcmp(f->keys[f->nkeys - 1 - n].name, other->keys[other->nkeys - 1 - n].name) == 0)
-            n++;
-        shared = n;
-    }
-    return f->nkeys - shared;
-}
-
 void model_value_print(const model_key *k, const model_value *v, text_buf *t)
 {
     if (v->null) {
@@ -100,7 +84,7 @@ static void print_model(const train_config *c, text_buf *t)
     print_origin(c, d->model_type_at, "default", t);
     family_config_class(d->family, class, sizeof class);
     for (int i = 0; i < d->family->nkeys; i++) {
-        snprintf(fallback, sizeof fallback, i < family_class_keys(d->family) ? "default of %s" : "default, unknown to %s", class);
+        snprintf(fallback, sizeof fallback, i < d->family->class_keys ? "default of %s" : "default, unknown to %s", class);
         text_printf(t, "\n  %s: ", d->family->keys[i].name);
         model_value_print(&d->family->keys[i], &d->values[i], t);
         print_origin(c, d->value[i].at, fallback, t);
@@ -169,6 +153,8 @@ static void echo_folder(const model_spec *m, text_buf *t)
     echo_number(t, "tie_word_embeddings", m->tied);
     echo_number(t, "norm_topk_prob", m->router.normalize);
     echo_number(t, "rope_theta", m->rope_theta);
+    echo_number(t, "rope_type", m->rope.type);
+    echo_number(t, "rope_factor", m->rope.factor);
     echo_number(t, "rms_norm_eps", (double)m->rms_eps);
 }
 

@@ -55,6 +55,44 @@ moe_err attention_rotate(decoder *d, int layer, float *out, const float *raw, co
     return rotate(d, out + d->q_pad, rope, d->c.spec->Hkv, n, S, false);
 }
 
+/* y[n, N] += bias: a product with one column of ones, so that its gradient is one chain over the tokens. d->gate is free here. */
+static matmul_args bias_shape(decoder *d, float *y, int N, int64_t n)
+{
+    for (int64_t t = 0; t < n; t++)
+        d->gate[t] = 1.0f;
+    return (matmul_args){.y = y, .ldy = (size_t)N, .x = d->gate, .ldx = 1, .N = N, .K = 1, .accumulate = true};
+}
+
+moe_err attention_project(decoder *d, int layer, float *raw, const float *xn, int64_t n)
+{
+    const dense_layout *lay = &d->c.dense->layout[layer];
+    const int D = d->c.spec->D;
+    const matmul_args a = {.y = raw, .ldy = (size_t)d->QKV, .x = (float *)xn, .ldx = (size_t)D, .N = d->QKV, .K = D};
+    TRY(matmul_one(d, d->c.be->matmul_forward, a, layer_w(d, layer, lay->qkv), NULL, n));
+    if (lay->qkv_bias < 0)
+        return MOE_OK;
+    return matmul_one(d, d->c.be->matmul_forward, bias_shape(d, raw, d->QKV, n), layer_w(d, layer, lay->qkv_bias), NULL, n);
+}
+
+moe_err attention_output(decoder *d, int layer, float *x, const float *o, int64_t n)
+{
+    const dense_layout *lay = &d->c.dense->layout[layer];
+    const int D = d->c.spec->D, O = d->c.spec->H * d->c.spec->hd;
+    const matmul_args a = {.y = x, .ldy = (size_t)D, .x = (float *)o, .ldx = (size_t)O, .N = D, .K = O, .accumulate = true};
+    TRY(matmul_one(d, d->c.be->matmul_forward, a, layer_w(d, layer, lay->o), NULL, n));
+    if (lay->o_bias < 0)
+        return MOE_OK;
+    return matmul_one(d, d->c.be->matmul_forward, bias_shape(d, x, D, n), layer_w(d, layer, lay->o_bias), NULL, n);
+}
+
+/* The bias's gradient goes on: the sum of dy over the tokens in order. */
+static moe_err bias_backward(decoder *d, int layer, int64_t bias, const float *dy, int N, int64_t n)
+{
+    if (bias < 0)
+        return MOE_OK;
+    return matmul_one(d, d->c.be->matmul_dw, bias_shape(d, (float *)dy, N, n), NULL, layer_g(d, layer, bias), n);
+}
+
 static attention_args attention_shape(const decoder *d, int64_t n)
 {
     const model_spec *s = d->c.spec;
@@ -67,20 +105,14 @@ static attention_args attention_shape(const decoder *d, int64_t n)
 
 moe_err attention_block_forward(decoder *d, int layer, const piece_block *b, float *xn, int64_t n)
 {
-    const model_spec *s = d->c.spec;
-    const dense_layout *lay = &d->c.dense->layout[layer];
-    TRY(norm_forward(d, xn, b->x_in, layer_w(d, layer, lay->attn_norm), n));
-    const matmul_args project = {.y = b->qkv, .ldy = (size_t)d->QKV, .x = xn, .ldx = (size_t)s->D, .N = d->QKV, .K = s->D};
-    TRY(matmul_one(d, d->c.be->matmul_forward, project, layer_w(d, layer, lay->qkv), NULL, n));
+    TRY(norm_forward(d, xn, b->x_in, layer_w(d, layer, d->c.dense->layout[layer].attn_norm), n));
+    TRY(attention_project(d, layer, b->qkv, xn, n));
     TRY(attention_rotate(d, layer, d->qkv, b->qkv, d->c.dense->rope, n, d->c.seq_len));
     attention_args a = attention_shape(d, n);
     a.o = b->o;
     a.lse = b->lse;
     TRY(d->c.be->attention_forward(&a, d->c.stream));
-    const matmul_args out = {
-        .y = b->x, .ldy = (size_t)s->D, .x = b->o, .ldx = (size_t)(s->H * s->hd), .N = s->D, .K = s->H * s->hd, .accumulate = true,
-    };
-    return matmul_one(d, d->c.be->matmul_forward, out, layer_w(d, layer, lay->o), NULL, n);
+    return attention_output(d, layer, b->x, b->o, n);
 }
 
 /* From the gradient of the rotated q | k | v to that of the raw projections, in place in d->raw. */
@@ -118,6 +150,7 @@ moe_err attention_block_backward(decoder *d, int layer, const piece_block *b, fl
     out.x = b->o;
     out.accumulate = true;
     TRY(matmul_one(d, d->c.be->matmul_dw, out, NULL, layer_g(d, layer, lay->o), n));
+    TRY(bias_backward(d, layer, lay->o_bias, dx, s->D, n));
 
     TRY(attention_rotate(d, layer, d->qkv, b->qkv, d->c.dense->rope, n, d->c.seq_len));
     if (d->q_pad != O || d->kv_pad != s->Hkv * s->hd)
@@ -131,6 +164,7 @@ moe_err attention_block_backward(decoder *d, int layer, const piece_block *b, fl
     a.dv = d->raw + d->q_pad + d->kv_pad;
     TRY(d->c.be->attention_backward(&a, d->c.stream));
     TRY(rotate_backward(d, layer, b->qkv, n));
+    TRY(bias_backward(d, layer, lay->qkv_bias, d->raw, d->QKV, n));
 
     TRY(norm_forward(d, xn, b->x_in, layer_w(d, layer, lay->attn_norm), n));
     matmul_args project = {.y = d->raw, .ldy = (size_t)d->QKV, .x = xn, .ldx = (size_t)s->D, .N = d->QKV, .K = s->D, .accumulate = true};

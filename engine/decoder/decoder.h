@@ -52,7 +52,7 @@ typedef struct decoder {
     float *lse;                /* [piece, H] when nothing is kept                           */
     float *logits;             /* [head_chunk, Vpad]                                        */
     float *token_loss;         /* [head_chunk]                                              */
-    float *gate;               /* [3, piece] gate of the shared expert, its logits, its gradient */
+    float *gate;               /* [3, piece] gate of the shared expert, its logits, its gradient; in attention: ones */
     int32_t *identity;         /* [piece] 0, 1, 2, ...                                      */
     int pieces;                /* of max_tokens                                             */
     stash_id *mid_block;       /* [L] residual stream after attention, all tokens           */

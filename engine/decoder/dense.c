@@ -99,7 +99,7 @@ moe_err dense_open(dense_part *d, const model_spec *spec, int seq_len, bool trai
     TRY_GOTO(list_ranges(d), rc, fail);
     TRY_GOTO(budget_alloc(&d->memory, layout_arrays(d, spec, seq_len, training, NULL) * sizeof(float), "dense part"), rc, fail);
     layout_arrays(d, spec, seq_len, training, d->memory);
-    rope_table(d->rope, seq_len, spec->hd, spec->rope_theta);
+    spec_rope_table(spec, seq_len, d->rope);
     return MOE_OK;
 fail:
     dense_close(d);

@@ -49,7 +49,7 @@ static moe_err sampler_open(sampler *s, trainer *t, int64_t capacity)
     *s = (sampler){.t = t, .capacity = capacity};
     TRY(budget_alloc(&s->memory, sampler_layout(s, NULL), "sampling cache"));
     sampler_layout(s, s->memory);
-    rope_table(s->rope, (int)capacity, t->config->model.hd, t->config->model.rope_theta);
+    spec_rope_table(&t->config->model, (int)capacity, s->rope);
     return MOE_OK;
 }
 
@@ -58,12 +58,10 @@ static moe_err attend(sampler *s, int layer)
 {
     decoder *d = &s->t->decoder;
     const model_spec *m = &s->t->config->model;
-    const dense_layout *lay = &d->c.dense->layout[layer];
     const size_t row = (size_t)d->QKV, half = (size_t)m->hd / 2, O = (size_t)(m->H * m->hd);
     float *cache = s->cache + (size_t)layer * (size_t)s->capacity * row;
-    TRY(norm_forward(d, s->xn, s->x, layer_w(d, layer, lay->attn_norm), 1));
-    const matmul_args project = {.y = s->raw, .ldy = row, .x = s->xn, .ldx = (size_t)m->D, .N = d->QKV, .K = m->D};
-    TRY(matmul_one(d, d->c.be->matmul_forward, project, layer_w(d, layer, lay->qkv), NULL, 1));
+    TRY(norm_forward(d, s->xn, s->x, layer_w(d, layer, d->c.dense->layout[layer].attn_norm), 1));
+    TRY(attention_project(d, layer, s->raw, s->xn, 1));
     memcpy(s->table, s->rope + (size_t)s->n * half, half * sizeof *s->table);
     memcpy(s->table + half, s->rope + (size_t)s->capacity * half + (size_t)s->n * half, half * sizeof *s->table);
     TRY(attention_rotate(d, layer, cache + (size_t)s->n * row, s->raw, s->table, 1, 1));
@@ -72,10 +70,7 @@ static moe_err attend(sampler *s, int layer)
         .B = 1, .S = (int)s->n + 1, .H = m->H, .Hkv = m->Hkv, .hd = m->hd, .scale = 1.0f / sqrtf((float)m->hd),
     };
     TRY(d->c.be->attention_forward(&a, d->c.stream));
-    const matmul_args out = {
-        .y = s->x, .ldy = (size_t)m->D, .x = s->o + (size_t)s->n * O, .ldx = O, .N = m->D, .K = (int)O, .accumulate = true,
-    };
-    return matmul_one(d, d->c.be->matmul_forward, out, layer_w(d, layer, lay->o), NULL, 1);
+    return attention_output(d, layer, s->x, s->o + (size_t)s->n * O, 1);
 }
 
 /* Feeds one token; the logits of the next one lie in s->logits. */

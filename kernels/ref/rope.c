@@ -35,15 +35,14 @@ moe_err rope_ref(const rope_args *a, moe_stream *s)
     return MOE_OK;
 }
 
-void rope_table(float *table, int S, int hd, double theta)
+void rope_table(float *table, int S, int hd, const float *inv_freq)
 {
     const int half = hd / 2;
     float *cosine = table, *sine = table + (size_t)S * (size_t)half;
     for (int i = 0; i < half; i++) {
-        const float exponent = (float)(2 * i) / (float)hd;
-        const float inv_freq = 1.0f / (float)moe_pow(theta, (double)exponent);
+        const float frequency = inv_freq[i];
         for (int t = 0; t < S; t++) {
-            const float angle = (float)t * inv_freq;
+            const float angle = (float)t * frequency;
             cosine[(size_t)t * (size_t)half + (size_t)i] = (float)moe_cos((double)angle);
             sine[(size_t)t * (size_t)half + (size_t)i] = (float)moe_sin((double)angle);
         }

@@ -59,8 +59,8 @@ static moe_err refuse_unsupported(const family_values *v)
     const model_value *act = family_get(v, "hidden_act");
     if (act != NULL && strcmp(act->string, "silu") != 0)
         return moe_fail(MOE_E_CONFIG, "hidden_act is \"%s\": only \"silu\" is computed", act->string);
-    if (family_bool(v, "attention_bias"))
-        return moe_fail(MOE_E_CONFIG, "attention_bias is true: projections with biases are not computed, expected false");
+    if (family_bool(v, "mlp_bias"))
+        return moe_fail(MOE_E_CONFIG, "mlp_bias is true: a feed-forward with biases is not computed, expected false");
     if (family_number(v, "attention_dropout", 0) != 0)
         return moe_fail(MOE_E_CONFIG, "attention_dropout is %g: dropout is not computed, expected 0",
                         family_number(v, "attention_dropout", 0));
@@ -68,6 +68,25 @@ static moe_err refuse_unsupported(const family_values *v)
         return moe_fail(MOE_E_CONFIG,
                         "use_sliding_window is true: attention over a sliding window is not computed, expected false");
     return MOE_OK;
+}
+
+static moe_err fill_rope(model_spec *m, const family_values *v)
+{
+    rope_scaling *r = &m->rope;
+    static const char *const types[] = {[ROPE_DEFAULT] = "default", [ROPE_LINEAR] = "linear", [ROPE_LLAMA3] = "llama3"};
+    const int n = sizeof types / sizeof *types;
+    const char *name = family_get(v, "rope_type")->string;
+    int type = 0;
+    while (type < n && strcmp(name, types[type]) != 0)
+        type++;
+    if (type == n)
+        return moe_fail(MOE_E_CONFIG, "rope_type is \"%.64s\": only \"default\", \"linear\" and \"llama3\" are computed", name);
+    r->type = (rope_type)type;
+    m->rope_theta = family_number(v, "rope_theta", 0);
+    r->factor = family_number(v, "rope_factor", 1);
+    r->low_freq_factor = family_number(v, "rope_low_freq_factor", 1);
+    r->high_freq_factor = family_number(v, "rope_high_freq_factor", 4);
+    return family_int(v, "rope_original_max_position_embeddings", m->max_positions, &r->original_positions);
 }
 
 static moe_err fill_router(model_spec *m, const family_values *v)
@@ -107,7 +126,8 @@ moe_err family_fill(model_spec *m, const char *model_type, const family_values *
     m->shared_gate = family_bool(v, "shared_expert_gate");
     m->tied = family_bool(v, "tie_word_embeddings");
     m->rms_eps = (float)family_number(v, "rms_norm_eps", 0);
-    m->rope_theta = family_number(v, "rope_theta", 0);
+    TRY(fill_rope(m, v));
+    m->qkv_bias = m->o_bias = family_bool(v, "attention_bias");
     m->init_std = family_number(v, "initializer_range", 0);
     m->aux_coef = family_number(v, "router_aux_loss_coef", 0);
     TRY(fill_router(m, v));
@@ -123,4 +143,28 @@ moe_err family_fill(model_spec *m, const char *model_type, const family_values *
     for (int l = 0; l < m->L; l++)
         m->moe_layer[l] = l >= leading && m->E > 0;
     return MOE_OK;
+}
+
+moe_err family_sparse_layers(model_spec *m, const family_values *v)
+{
+    int step = 1;
+    TRY(family_int(v, "decoder_sparse_step", 1, &step));
+    if (step < 1)
+        return moe_fail(MOE_E_CONFIG, "decoder_sparse_step is %d: expected a number >= 1", step);
+    for (int l = 0; l < m->L; l++)
+        m->moe_layer[l] = m->moe_layer[l] && (l + 1) % step == 0;
+    const model_value *dense = family_get(v, "mlp_only_layers");
+    for (int i = 0; !dense->null && i < dense->nints; i++) {
+        const int64_t l = dense->ints[i];
+        if (l < 0 || l >= m->L)
+            return moe_fail(MOE_E_CONFIG, "mlp_only_layers names layer %lld: expected 0 to %d", (long long)l, m->L - 1);
+        m->moe_layer[l] = false;
+    }
+    return MOE_OK;
+}
+
+moe_err family_dense(model_spec *m, const family_values *v)
+{
+    TRY(family_int(v, "intermediate_size", 0, &m->F_dense));
+    return spec_validate(m);
 }

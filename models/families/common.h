@@ -24,6 +24,22 @@ bool family_bool(const family_values *v, const char *key);
  * num_attention_heads. moe_layer[] is set from num_experts and first_k_dense_replace. Refuses what is not computed. */
 moe_err family_fill(model_spec *out, const char *model_type, const family_values *v) MOE_MUST_CHECK;
 
+/* Layers with a dense feed-forward instead of experts, by decoder_sparse_step and mlp_only_layers (Qwen2-MoE, Qwen3-MoE). */
+moe_err family_sparse_layers(model_spec *m, const family_values *v) MOE_MUST_CHECK;
+/* A model without experts: every layer has a feed-forward of intermediate_size. */
+moe_err family_dense(model_spec *m, const family_values *v) MOE_MUST_CHECK;
+
+/* The members of rope_parameters (rope_scaling in transformers 4) in config.json, one key each. */
+#define FAMILY_ROPE_KEYS(theta)                                                                                                      \
+    {"rope_theta", MODEL_NUMBER, theta, "base of the rotary embedding"},                                                             \
+    {"rope_type", MODEL_STRING, "default", "scaling of its frequencies: default (none), linear or llama3"},                          \
+    {"rope_factor", MODEL_NUMBER, "1.0", "linear, llama3: long wavelengths are divided by it"},                                      \
+    {"rope_low_freq_factor", MODEL_NUMBER, "1.0", "llama3: wavelengths over original positions / this are long"},                    \
+    {"rope_high_freq_factor", MODEL_NUMBER, "4.0", "llama3: wavelengths under original positions / this stay"},                      \
+    {"rope_original_max_position_embeddings", MODEL_INT, "null", "llama3: positions before scaling; null: max_position_embeddings"}
+
+enum { FAMILY_EXTENSIONS = 9 }; /* keys of FAMILY_EXTENSION_KEYS */
+
 /* Names as in the configs of Qwen2-MoE (shared expert) and DeepSeek-V3 (the rest), where they have one. */
 #define FAMILY_EXTENSION_KEYS                                                                                                        \
     {"shared_expert_intermediate_size", MODEL_INT, "0", "width of the shared expert; 0: none"},                                      \
@@ -38,5 +54,10 @@ moe_err family_fill(model_spec *out, const char *model_type, const family_values
 
 extern const model_family family_qwen3_moe;
 extern const model_family family_olmoe;
+extern const model_family family_qwen2_moe;
+extern const model_family family_mixtral;
+extern const model_family family_llama;
+extern const model_family family_qwen2;
+extern const model_family family_qwen3;
 
 #endif

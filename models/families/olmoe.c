@@ -17,8 +17,8 @@ static const model_key KEYS[] = {
     {"initializer_range", MODEL_NUMBER, "0.02", "standard deviation of the initial weights"},
     {"rms_norm_eps", MODEL_NUMBER, "1e-05", "added to the mean square in RMSNorm"},
     {"tie_word_embeddings", MODEL_BOOL, "false", "use the embedding as the output projection"},
-    {"rope_theta", MODEL_NUMBER, "10000.0", "base of the rotary embedding"},
-    {"attention_bias", MODEL_BOOL, "false", "biases in the attention projections; only false"},
+    FAMILY_ROPE_KEYS("10000.0"),
+    {"attention_bias", MODEL_BOOL, "false", "biases in the attention projections"},
     {"attention_dropout", MODEL_NUMBER, "0.0", "only 0"},
     {"clip_qkv", MODEL_NUMBER, "null", "queries, keys and values are clamped to [-clip, clip] after QK-norm; null: not"},
     {"num_experts_per_tok", MODEL_INT, "8", "experts a token is routed to"},
@@ -55,4 +55,4 @@ static moe_err build(model_spec *m, const model_value *values)
     return MOE_OK;
 }
 
-const model_family family_olmoe = {"olmoe", "OlmoeForCausalLM", KEYS, NKEYS, build};
+const model_family family_olmoe = {"olmoe", "OlmoeForCausalLM", KEYS, NKEYS, NKEYS - FAMILY_EXTENSIONS - 1 /* moe_intermediate_size */, build};

@@ -17,8 +17,8 @@ static const model_key KEYS[] = {
     {"initializer_range", MODEL_NUMBER, "0.02", "standard deviation of the initial weights"},
     {"rms_norm_eps", MODEL_NUMBER, "1e-6", "added to the mean square in RMSNorm"},
     {"tie_word_embeddings", MODEL_BOOL, "false", "use the embedding as the output projection"},
-    {"rope_theta", MODEL_NUMBER, "10000.0", "base of the rotary embedding"},
-    {"attention_bias", MODEL_BOOL, "false", "biases in the attention projections; only false"},
+    FAMILY_ROPE_KEYS("10000.0"),
+    {"attention_bias", MODEL_BOOL, "false", "biases in the attention projections"},
     {"use_sliding_window", MODEL_BOOL, "false", "attention over a sliding window; only false"},
     {"sliding_window", MODEL_INT, "4096", "tokens in the window; without effect while use_sliding_window is false"},
     {"attention_dropout", MODEL_NUMBER, "0.0", "only 0"},
@@ -37,24 +37,12 @@ enum { NKEYS = sizeof KEYS / sizeof *KEYS };
 static moe_err build(model_spec *m, const model_value *values)
 {
     const family_values v = {KEYS, NKEYS, values};
-    int step = 1;
     TRY(family_fill(m, "qwen3_moe", &v));
     TRY(family_int(&v, "moe_intermediate_size", 0, &m->F));
     TRY(family_int(&v, "intermediate_size", 0, &m->F_dense));
-    TRY(family_int(&v, "decoder_sparse_step", 1, &step));
+    TRY(family_sparse_layers(m, &v));
     m->qk_norm = QK_NORM_HEAD;
-    if (step < 1)
-        return moe_fail(MOE_E_CONFIG, "decoder_sparse_step is %d: expected a number >= 1", step);
-    for (int l = 0; l < m->L; l++)
-        m->moe_layer[l] = m->moe_layer[l] && (l + 1) % step == 0;
-    const model_value *dense = family_get(&v, "mlp_only_layers");
-    for (int i = 0; !dense->null && i < dense->nints; i++) {
-        const int64_t l = dense->ints[i];
-        if (l < 0 || l >= m->L)
-            return moe_fail(MOE_E_CONFIG, "mlp_only_layers names layer %lld: expected 0 to %d", (long long)l, m->L - 1);
-        m->moe_layer[l] = false;
-    }
     return spec_validate(m);
 }
 
-const model_family family_qwen3_moe = {"qwen3_moe", "Qwen3MoeForCausalLM", KEYS, NKEYS, build};
+const model_family family_qwen3_moe = {"qwen3_moe", "Qwen3MoeForCausalLM", KEYS, NKEYS, NKEYS - FAMILY_EXTENSIONS, build};

@@ -21,7 +21,7 @@ enum {
 
 /* Keys without influence on the numbers of training on given tokens. (pad_token_id: transformers gives that token's embedding no
  * gradient; here data has no padding, so every token is a token. max_window_layers matters only under use_sliding_window, which
- * is refused.) */
+ * is refused; pretraining_tp only splits products.) */
 static const char *const IGNORED[] = {
     "architectures",
     "model_type",
@@ -34,6 +34,7 @@ static const char *const IGNORED[] = {
     "eos_token_id",
     "pad_token_id",
     "max_window_layers",
+    "pretraining_tp",
     "_name_or_path",
     "return_dict",
     "output_hidden_states",
@@ -154,16 +155,32 @@ static moe_err read_value(json_reader *r, const model_key *key, model_value *v)
     return json_fail(r, MOE_E_CONFIG, "%s is %s: expected %s", key->name, json_event_name(e), kinds[key->kind]);
 }
 
-/* What config.json spells in two ways. */
-typedef struct spellings {
-    model_value rope_theta;  /* rope_parameters.rope_theta (transformers 5)  */
-    model_value num_experts; /* num_local_experts (transformers 5)           */
-} spellings;
+/* What config.json spells in other ways than the key of the family: values that wait for theirs. */
+typedef struct spelling {
+    const char *object, *name; /* member of rope_parameters (transformers 5) or rope_scaling (4); NULL: a key of its own */
+    model_key key;
+} spelling;
 
-/* rope_parameters (transformers 5), rope_scaling (4): null, or an object that says no more than the base. */
-static moe_err read_rope(json_reader *r, const char *name, model_value *theta)
+#define ROPE_MEMBERS(object)                                                                                                         \
+    {object, "rope_theta", {"rope_theta", MODEL_NUMBER, "", ""}},                                                                    \
+    {object, "rope_type", {"rope_type", MODEL_STRING, "", ""}},                                                                      \
+    {object, "type", {"rope_type", MODEL_STRING, "", ""}},                                                                           \
+    {object, "factor", {"rope_factor", MODEL_NUMBER, "", ""}},                                                                       \
+    {object, "low_freq_factor", {"rope_low_freq_factor", MODEL_NUMBER, "", ""}},                                                     \
+    {object, "high_freq_factor", {"rope_high_freq_factor", MODEL_NUMBER, "", ""}},                                                   \
+    {object, "original_max_position_embeddings", {"rope_original_max_position_embeddings", MODEL_INT, "", ""}}
+
+static const spelling SPELLINGS[] = {
+    ROPE_MEMBERS("rope_parameters"),
+    ROPE_MEMBERS("rope_scaling"),
+    {NULL, "num_local_experts", {"num_experts", MODEL_INT, "", ""}},
+};
+
+enum { NSPELLINGS = sizeof SPELLINGS / sizeof *SPELLINGS };
+
+/* rope_parameters, rope_scaling: null, or an object whose members are all in SPELLINGS. */
+static moe_err read_rope(json_reader *r, const char *name, model_value *other)
 {
-    static const model_key theta_key = {"rope_theta", MODEL_NUMBER, "10000.0", ""};
     json_event e;
     TRY(json_next(r, &e));
     if (e == JSON_NULL)
@@ -174,21 +191,36 @@ static moe_err read_rope(json_reader *r, const char *name, model_value *theta)
         TRY(json_next(r, &e));
         if (e == JSON_OBJECT_END)
             return MOE_OK;
-        if (json_is(r, "rope_theta")) {
-            TRY(read_value(r, &theta_key, theta));
-        } else if (json_is(r, "rope_type") || json_is(r, "type")) {
-            TRY(json_next(r, &e));
-            if (e != JSON_STRING || !json_is(r, "default"))
-                return json_fail(r, MOE_E_CONFIG, "%s.rope_type is \"%.*s\": only \"default\" is computed", name,
-                                 (int)(r->raw_bytes < 64 ? r->raw_bytes : 64), r->raw);
-        } else {
-            const json_reader key = *r;
-            TRY(json_next(r, &e));
-            if (e != JSON_NULL)
-                return json_fail(&key, MOE_E_CONFIG,
-                                 "%s.%.*s: only the default rotary embedding is computed (rope_theta, rope_type)", name,
-                                 (int)(key.raw_bytes < 64 ? key.raw_bytes : 64), key.raw);
+        int i = 0;
+        while (i < NSPELLINGS && (SPELLINGS[i].object == NULL || strcmp(SPELLINGS[i].object, name) != 0 || !json_is(r, SPELLINGS[i].name)))
+            i++;
+        if (i < NSPELLINGS) {
+            TRY(read_value(r, &SPELLINGS[i].key, &other[i]));
+            continue;
         }
+        const json_reader key = *r;
+        TRY(json_next(r, &e));
+        if (e != JSON_NULL)
+            return json_fail(&key, MOE_E_CONFIG, "%s.%.*s: this scaling of the rotary embedding is not computed", name,
+                             (int)(key.raw_bytes < 64 ? key.raw_bytes : 64), key.raw);
+    }
+}
+
+/* layer_types (transformers 5): attention over everything in every layer, or null. */
+static moe_err read_layer_types(json_reader *r)
+{
+    json_event e;
+    TRY(json_next(r, &e));
+    if (e == JSON_NULL)
+        return MOE_OK;
+    if (e != JSON_ARRAY)
+        return json_fail(r, MOE_E_CONFIG, "layer_types is %s: expected an array or null", json_event_name(e));
+    for (;;) {
+        TRY(json_next(r, &e));
+        if (e == JSON_ARRAY_END)
+            return MOE_OK;
+        if (e != JSON_STRING || !json_is(r, "full_attention"))
+            return json_fail(r, MOE_E_CONFIG, "layer_types holds something else than \"full_attention\", which alone is computed");
     }
 }
 
@@ -209,18 +241,20 @@ static bool is_ignored(const json_reader *r)
 }
 
 /* The value of the key just read. */
-static moe_err read_entry(json_reader *r, const model_family *f, model_value *values, spellings *other)
+static moe_err read_entry(json_reader *r, const model_family *f, model_value *values, model_value *other)
 {
-    static const model_key local = {"num_local_experts", MODEL_INT, "0", ""};
     const int i = find_key(r, f);
     if (i >= 0)
         return read_value(r, &f->keys[i], &values[i]);
     if (json_is(r, "rope_parameters"))
-        return read_rope(r, "rope_parameters", &other->rope_theta);
+        return read_rope(r, "rope_parameters", other);
     if (json_is(r, "rope_scaling"))
-        return read_rope(r, "rope_scaling", &other->rope_theta);
-    if (json_is(r, "num_local_experts"))
-        return read_value(r, &local, &other->num_experts);
+        return read_rope(r, "rope_scaling", other);
+    if (json_is(r, "layer_types"))
+        return read_layer_types(r);
+    for (int k = 0; k < NSPELLINGS; k++)
+        if (SPELLINGS[k].object == NULL && json_is(r, SPELLINGS[k].name))
+            return read_value(r, &SPELLINGS[k].key, &other[k]);
     if (is_ignored(r))
         return json_skip(r);
     const json_reader key = *r;
@@ -233,29 +267,68 @@ static moe_err read_entry(json_reader *r, const model_family *f, model_value *va
     return MOE_OK;
 }
 
-/* Takes the second spelling over; both at once must say the same. */
-static moe_err merge(const model_family *f, model_value *values, const char *name, const model_value *other, const char *spelling)
+static bool same_value(const model_value *a, const model_value *b)
 {
-    for (int i = 0; other->set && i < f->nkeys; i++) {
-        if (strcmp(f->keys[i].name, name) != 0)
+    if (a->null || b->null)
+        return a->null == b->null;
+    if (a->string != NULL && b->string != NULL)
+        return strcmp(a->string, b->string) == 0;
+    return a->number == b->number;
+}
+
+static moe_err differ(const spelling *s, const model_value *found, const model_value *other)
+{
+    const char *object = s->object != NULL ? s->object : "", *dot = s->object != NULL ? "." : "";
+    if (found->string != NULL && other->string != NULL)
+        return moe_fail(MOE_E_CONFIG, "%s is \"%.64s\" but %s%s%s is \"%.64s\": expected the same", s->key.name, found->string, object, dot,
+                        s->name, other->string);
+    return moe_fail(MOE_E_CONFIG, "%s is %g but %s%s%s is %g: expected the same number", s->key.name, found->number, object, dot, s->name,
+                    other->number);
+}
+
+/* Takes the other spellings over; two at once must say the same. */
+static moe_err merge(const model_family *f, model_value *values, model_value *other)
+{
+    for (int k = 0; k < NSPELLINGS; k++) {
+        const spelling *s = &SPELLINGS[k];
+        int i = 0;
+        while (i < f->nkeys && strcmp(f->keys[i].name, s->key.name) != 0)
+            i++;
+        if (!other[k].set)
             continue;
-        if (values[i].set && (values[i].null != other->null || values[i].number != other->number))
-            return moe_fail(MOE_E_CONFIG, "%s is %g but %s is %g: expected the same number", name, values[i].number, spelling,
-                            other->number);
-        values[i] = *other;
+        if (i == f->nkeys) {
+            if (!other[k].null && other[k].number != 0) /* num_local_experts of a model without experts */
+                return moe_fail(MOE_E_CONFIG, "key \"%s\" is not known for %s and might change the numbers; remove it if it does not",
+                                s->name, f->model_type);
+            continue;
+        }
+        if (values[i].set && !same_value(&values[i], &other[k]))
+            return differ(s, &values[i], &other[k]);
+        free(values[i].string);
+        values[i] = other[k];
+        other[k].string = NULL;
     }
     return MOE_OK;
 }
 
+static const char *family_list(char *text, size_t size)
+{
+    size_t n = 0;
+    text[0] = '\0';
+    for (int i = 0; model_family_at(i) != NULL && n < size; i++)
+        n += (size_t)snprintf(text + n, size - n, "%s%s", i > 0 ? ", " : "", model_family_at(i)->model_type);
+    return text;
+}
+
 static moe_err find_family(json_reader *r, const model_family **out)
 {
-    char *type = NULL;
+    char *type = NULL, known[512];
     *out = NULL;
     TRY(json_expect(r, JSON_OBJECT));
     for (json_event e;;) {
         TRY(json_next(r, &e));
         if (e == JSON_OBJECT_END)
-            return json_fail(r, MOE_E_CONFIG, "no model_type: expected qwen3_moe or olmoe");
+            return json_fail(r, MOE_E_CONFIG, "no model_type: expected one of %s", family_list(known, sizeof known));
         if (json_is(r, "model_type"))
             break;
         TRY(json_skip(r));
@@ -263,12 +336,13 @@ static moe_err find_family(json_reader *r, const model_family **out)
     TRY(json_get_string(r, &type));
     *out = model_family_find(type);
     const moe_err rc =
-        *out != NULL ? MOE_OK : json_fail(r, MOE_E_CONFIG, "model_type is \"%.64s\": expected qwen3_moe or olmoe", type);
+        *out != NULL ? MOE_OK
+                     : json_fail(r, MOE_E_CONFIG, "model_type is \"%.64s\": expected one of %s", type, family_list(known, sizeof known));
     free(type);
     return rc;
 }
 
-static moe_err read_all(json_reader *r, const model_family *f, model_value *values, spellings *other)
+static moe_err read_all(json_reader *r, const model_family *f, model_value *values, model_value *other)
 {
     TRY(json_expect(r, JSON_OBJECT));
     for (json_event e;;) {
@@ -280,10 +354,9 @@ static moe_err read_all(json_reader *r, const model_family *f, model_value *valu
     return json_expect(r, JSON_END);
 }
 
-static moe_err build(model_spec *out, const model_family *f, model_value *values, const spellings *other)
+static moe_err build(model_spec *out, const model_family *f, model_value *values, model_value *other)
 {
-    TRY(merge(f, values, "rope_theta", &other->rope_theta, "rope_parameters.rope_theta"));
-    TRY(merge(f, values, "num_experts", &other->num_experts, "num_local_experts"));
+    TRY(merge(f, values, other));
     for (int i = 0; i < f->nkeys; i++)
         if (!values[i].set)
             TRY(model_value_default(&values[i], &f->keys[i]));
@@ -295,7 +368,7 @@ moe_err hf_config_parse(model_spec *out, const char *text, size_t bytes, const c
     char sentence[MOE_ERROR_TEXT];
     model_value *values = NULL;
     const model_family *f = NULL;
-    spellings other = {0};
+    model_value other[NSPELLINGS] = {0};
     json_reader r;
     moe_err rc;
     memset(out, 0, sizeof *out);
@@ -305,14 +378,15 @@ moe_err hf_config_parse(model_spec *out, const char *text, size_t bytes, const c
     if (values == NULL)
         return moe_fail(MOE_E_OS, "out of memory");
     json_open(&r, name, text, bytes);
-    TRY_GOTO(read_all(&r, f, values, &other), rc, out);
-    rc = build(out, f, values, &other);
+    TRY_GOTO(read_all(&r, f, values, other), rc, out);
+    rc = build(out, f, values, other);
     if (rc != MOE_OK) {
         moe_error_take(sentence, sizeof sentence);
         rc = moe_fail(rc, "%s: %.3000s", name, sentence);
     }
 out:
     model_values_free(values, f->nkeys);
+    model_values_free(other, NSPELLINGS);
     free(values);
     return rc;
 }

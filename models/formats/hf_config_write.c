@@ -34,10 +34,12 @@ static void add_bool(text_buf *t, const char *key, bool x) { text_printf(t, ",\n
 
 static void add_raw(text_buf *t, const char *key, const char *x) { text_printf(t, ",\n  \"%s\": %s", key, x); }
 
+static bool is_family(const model_spec *m, const char *model_type) { return strcmp(m->model_type, model_type) == 0; }
+
 static moe_err check_exportable(const model_spec *m)
 {
     const char *what = NULL;
-    if (m->F_shared > 0)
+    if (m->F_shared > 0 && !is_family(m, "qwen2_moe"))
         what = "a shared expert (shared_expert_intermediate_size)";
     else if (m->correction_bias)
         what = "a correction bias (use_correction_bias)";
@@ -47,7 +49,7 @@ static moe_err check_exportable(const model_spec *m)
         what = "groups of experts (n_group, topk_group)";
     else if (m->router.scale != 1.0f)
         what = "scaled weights (routed_scaling_factor)";
-    else if (strcmp(m->model_type, "olmoe") == 0 && spec_moe_layers(m) < m->L)
+    else if (is_family(m, "olmoe") && spec_moe_layers(m) < m->L)
         what = "dense layers (first_k_dense_replace)";
     if (what != NULL)
         return moe_fail(MOE_E_CONFIG, "a %s model with %s: transformers has no class that computes it, so it cannot be exported",
@@ -55,10 +57,37 @@ static moe_err check_exportable(const model_spec *m)
     return MOE_OK;
 }
 
+/* The members of rope_parameters and rope_scaling but the base. */
+static void add_scaling(text_buf *t, const char *key, const rope_scaling *r)
+{
+    static const char *const types[] = {[ROPE_DEFAULT] = "default", [ROPE_LINEAR] = "linear", [ROPE_LLAMA3] = "llama3"};
+    text_printf(t, ",\n  \"%s\": {\"rope_type\": \"%s\"", key, types[r->type]);
+    if (r->type != ROPE_DEFAULT)
+        add_number(t, "factor", r->factor);
+    if (r->type == ROPE_LLAMA3) {
+        add_number(t, "low_freq_factor", r->low_freq_factor);
+        add_number(t, "high_freq_factor", r->high_freq_factor);
+        add_int(t, "original_max_position_embeddings", r->original_positions);
+    }
+}
+
+static void add_rope(text_buf *t, const model_spec *m)
+{
+    add_scaling(t, "rope_parameters", &m->rope); /* transformers 5 */
+    add_number(t, "rope_theta", m->rope_theta);
+    text_add(t, "}");
+    add_number(t, "rope_theta", m->rope_theta); /* transformers 4 */
+    if (m->rope.type == ROPE_DEFAULT) {
+        add_raw(t, "rope_scaling", "null");
+        return;
+    }
+    add_scaling(t, "rope_scaling", &m->rope);
+    text_add(t, "}");
+}
+
 static void add_common(text_buf *t, const model_spec *m, hf_dtype dtype)
 {
     const char *type = dtype == HF_BF16 ? "\"bfloat16\"" : "\"float32\"";
-    add_bool(t, "attention_bias", false);
     add_raw(t, "attention_dropout", "0.0");
     add_raw(t, "bos_token_id", "null");
     add_raw(t, "eos_token_id", "null");
@@ -69,30 +98,30 @@ static void add_common(text_buf *t, const model_spec *m, hf_dtype dtype)
     add_int(t, "hidden_size", m->D);
     add_number(t, "initializer_range", m->init_std);
     add_int(t, "max_position_embeddings", m->max_positions);
-    add_bool(t, "norm_topk_prob", m->router.normalize || m->router.topk_first); /* softmax over the chosen: the same weights */
     add_int(t, "num_attention_heads", m->H);
-    add_int(t, "num_experts", m->E);
-    add_int(t, "num_local_experts", m->E); /* transformers 5 */
-    add_int(t, "num_experts_per_tok", m->K);
     add_int(t, "num_hidden_layers", m->L);
     add_int(t, "num_key_value_heads", m->Hkv);
-    add_bool(t, "output_router_logits", false);
     add_float(t, "rms_norm_eps", m->rms_eps);
-    add_raw(t, "rope_parameters", "{\"rope_type\": \"default\""); /* transformers 5 */
-    add_number(t, "rope_theta", m->rope_theta);
-    text_add(t, "}");
-    add_number(t, "rope_theta", m->rope_theta); /* transformers 4 */
-    add_raw(t, "rope_scaling", "null");
-    add_number(t, "router_aux_loss_coef", m->aux_coef);
+    add_rope(t, m);
     add_bool(t, "tie_word_embeddings", m->tied);
     add_bool(t, "use_cache", true);
     add_int(t, "vocab_size", m->V);
 }
 
-static void add_qwen3_moe(text_buf *t, const model_spec *m)
+static void add_experts(text_buf *t, const model_spec *m)
+{
+    add_int(t, "num_experts", m->E);
+    add_int(t, "num_local_experts", m->E); /* transformers 5; Mixtral in 4 too */
+    add_int(t, "num_experts_per_tok", m->K);
+    add_bool(t, "output_router_logits", false);
+    add_number(t, "router_aux_loss_coef", m->aux_coef);
+}
+
+/* Qwen2-MoE and Qwen3-MoE. */
+static void add_qwen_moe(text_buf *t, const model_spec *m)
 {
     bool first = true;
-    add_int(t, "head_dim", m->hd);
+    add_bool(t, "norm_topk_prob", m->router.normalize || m->router.topk_first); /* softmax over the chosen: the same weights */
     add_int(t, "intermediate_size", m->F_dense);
     add_int(t, "moe_intermediate_size", m->F);
     add_int(t, "decoder_sparse_step", 1);
@@ -103,18 +132,83 @@ static void add_qwen3_moe(text_buf *t, const model_spec *m)
             first = false;
         }
     text_add(t, "]");
+}
+
+static void add_no_window(text_buf *t)
+{
     add_bool(t, "use_sliding_window", false);
     add_raw(t, "sliding_window", "null");
 }
 
+static void add_qwen3_moe(text_buf *t, const model_spec *m)
+{
+    add_experts(t, m);
+    add_qwen_moe(t, m);
+    add_bool(t, "attention_bias", m->qkv_bias);
+    add_int(t, "head_dim", m->hd);
+    add_no_window(t);
+}
+
+static void add_qwen2_moe(text_buf *t, const model_spec *m)
+{
+    add_experts(t, m);
+    add_qwen_moe(t, m);
+    add_bool(t, "qkv_bias", m->qkv_bias);
+    add_int(t, "head_dim", m->hd);
+    add_int(t, "shared_expert_intermediate_size", m->F_shared);
+    add_no_window(t);
+}
+
 static void add_olmoe(text_buf *t, const model_spec *m)
 {
+    add_experts(t, m);
+    add_bool(t, "norm_topk_prob", m->router.normalize || m->router.topk_first);
+    add_bool(t, "attention_bias", m->qkv_bias);
     add_int(t, "intermediate_size", m->F);
     if (m->clip_qkv > 0)
         add_float(t, "clip_qkv", m->clip_qkv);
     else
         add_raw(t, "clip_qkv", "null");
 }
+
+static void add_mixtral(text_buf *t, const model_spec *m)
+{
+    add_experts(t, m);
+    add_int(t, "head_dim", m->hd);
+    add_int(t, "intermediate_size", m->F);
+    add_raw(t, "router_jitter_noise", "0.0");
+    add_raw(t, "sliding_window", "null");
+}
+
+static void add_llama(text_buf *t, const model_spec *m)
+{
+    add_bool(t, "attention_bias", m->qkv_bias);
+    add_bool(t, "mlp_bias", false);
+    add_int(t, "head_dim", m->hd);
+    add_int(t, "intermediate_size", m->F_dense);
+}
+
+static void add_qwen2(text_buf *t, const model_spec *m)
+{
+    add_int(t, "head_dim", m->hd);
+    add_int(t, "intermediate_size", m->F_dense);
+    add_no_window(t);
+}
+
+static void add_qwen3(text_buf *t, const model_spec *m)
+{
+    add_bool(t, "attention_bias", m->qkv_bias);
+    add_qwen2(t, m);
+}
+
+/* The keys beside the common ones, family by family. */
+static const struct {
+    const char *model_type;
+    void (*add)(text_buf *t, const model_spec *m);
+} FAMILY_KEYS[] = {
+    {"qwen3_moe", add_qwen3_moe}, {"qwen2_moe", add_qwen2_moe}, {"olmoe", add_olmoe}, {"mixtral", add_mixtral},
+    {"llama", add_llama},         {"qwen2", add_qwen2},         {"qwen3", add_qwen3},
+};
 
 moe_err hf_config_text(text_buf *t, const model_spec *m, hf_dtype dtype)
 {
@@ -124,10 +218,9 @@ moe_err hf_config_text(text_buf *t, const model_spec *m, hf_dtype dtype)
     TRY(check_exportable(m));
     text_printf(t, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"%s\"", f->architecture, f->model_type);
     add_common(t, m, dtype);
-    if (strcmp(m->model_type, "qwen3_moe") == 0)
-        add_qwen3_moe(t, m);
-    else
-        add_olmoe(t, m);
+    for (size_t i = 0; i < sizeof FAMILY_KEYS / sizeof *FAMILY_KEYS; i++)
+        if (is_family(m, FAMILY_KEYS[i].model_type))
+            FAMILY_KEYS[i].add(t, m);
     text_add(t, "\n}\n");
     return MOE_OK;
 }

@@ -20,6 +20,18 @@ moe_err hf_config_parse(model_spec *out, const char *text, size_t bytes, const c
 /* config.json of a spec; MOE_E_CONFIG when transformers has no class that computes it. */
 moe_err hf_config_text(text_buf *out, const model_spec *m, hf_dtype dtype) MOE_MUST_CHECK;
 
+/* Where a checkpoint may keep a tensor of the spec: elements [first, first + rows * cols) of the tensor `name` of this shape. */
+typedef struct hf_place {
+    char name[96];
+    int dims;
+    int64_t shape[3];
+    int64_t first;
+} hf_place;
+
+enum { HF_PLACES = 3 };
+/* All of them, in the order in which they are looked up; returns how many (1 .. HF_PLACES). */
+int hf_places(const model_spec *m, const tensor_info *info, hf_place out[HF_PLACES]);
+
 /* hf_writer_open with another size of shard than 5 GB, transformers' own default. */
 #define HF_SHARD_BYTES UINT64_C(5000000000)
 moe_err hf_writer_open_sharded(hf_writer **out, const char *dir, const model_spec *spec, hf_dtype dtype, uint64_t shard_bytes) MOE_MUST_CHECK;

@@ -221,34 +221,19 @@ static moe_err check_shape(const hf_reader *h, const source *s, int dims, const 
     return MOE_OK;
 }
 
-/* experts.gate_up_proj [E, 2F, D] (gate rows, then up rows) and experts.down_proj [E, D, F]: the fused form of transformers 5. */
-static moe_err resolve_fused(const hf_reader *h, const tensor_info *info, source *out)
-{
-    const char *kind = strrchr(info->name, '.'); /* ".weight" */
-    while (kind > info->name && kind[-1] != '.')
-        kind--;
-    const bool down = strncmp(kind, "down_proj", 9) == 0, up = strncmp(kind, "up_proj", 7) == 0;
-    const model_spec *m = &h->spec;
-    char name[96];
-    snprintf(name, sizeof name, "model.layers.%d.mlp.experts.%s", info->layer, down ? "down_proj" : "gate_up_proj");
-    if (!find(h, name, out))
-        return moe_fail(MOE_E_DATA, "%s: neither %s nor %s is there", h->dir, info->name, name);
-    const int64_t size = info->rows * info->cols;
-    const int64_t shape[3] = {m->E, down ? m->D : 2 * (int64_t)m->F, down ? m->F : m->D};
-    out->first = info->expert * (down ? size : 2 * size) + (up ? size : 0);
-    return check_shape(h, out, 3, shape);
-}
-
 static moe_err resolve(const hf_reader *h, const tensor_info *info, source *out)
 {
-    if (!find(h, info->name, out)) {
-        if (info->kind == SECTION_EXPERT)
-            return resolve_fused(h, info, out);
+    hf_place place[HF_PLACES];
+    const int n = hf_places(&h->spec, info, place);
+    int i = 0;
+    while (i < n && !find(h, place[i].name, out))
+        i++;
+    if (i == n && n == 1)
         return moe_fail(MOE_E_DATA, "%s: tensor %s is missing", h->dir, info->name);
-    }
-    const int64_t shape[2] = {info->rows, info->cols};
-    const bool vector = info->layout == TENSOR_VECTOR;
-    return check_shape(h, out, vector ? 1 : 2, vector ? shape + 1 : shape);
+    if (i == n)
+        return moe_fail(MOE_E_DATA, "%s: neither %s nor %s is there", h->dir, info->name, place[n - 1].name);
+    out->first = place[i].first;
+    return check_shape(h, out, place[i].dims, place[i].shape);
 }
 
 /* A tied model may carry its output projection once more: it must be the embedding. */

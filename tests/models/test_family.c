@@ -16,9 +16,10 @@ Test(family, defaults_build)
         cr_assert_eq(model_family_find(f->model_type), f);
         cr_assert_eq(make_spec(&m, f->model_type, ""), MOE_OK, "%s: %s", f->model_type, moe_error_text());
         cr_assert_str_eq(m.model_type, f->model_type);
-        cr_assert_eq(spec_moe_layers(&m), m.L);
-        cr_assert(m.F_shared == 0 && !m.correction_bias && m.router.groups == 1 && m.router.scale == 1.0f &&
-                  !m.router.topk_first);
+        cr_assert_eq(spec_moe_layers(&m), m.E > 0 ? m.L : 0);
+        cr_assert((m.F_shared == 0) == (strcmp(m.model_type, "qwen2_moe") != 0));
+        cr_assert(!m.correction_bias && m.router.groups == 1 && m.router.scale == 1.0f && !m.router.topk_first);
+        cr_assert(m.rope.type == ROPE_DEFAULT && m.rope.factor == 1.0);
         for (int k = 0; k < f->nkeys; k++)
             for (int j = 0; j < k; j++)
                 cr_assert_neq(strcmp(f->keys[k].name, f->keys[j].name), 0, "%s twice", f->keys[k].name);
@@ -47,6 +48,32 @@ Test(family, olmoe_defaults)
     cr_assert(m.init_std == 0.02 && m.aux_coef == 0.01 && m.clip_qkv == 0);
     cr_assert_eq(make_spec(&m, "olmoe", "clip_qkv=8.0"), MOE_OK);
     cr_assert_eq(m.clip_qkv, 8.0f);
+}
+
+Test(family, dense_models)
+{
+    model_spec m;
+    cr_assert_eq(make_spec(&m, "llama", ""), MOE_OK, "%s", moe_error_text());
+    cr_assert(m.D == 4096 && m.L == 32 && m.V == 32000 && m.Hkv == 32 && m.hd == 128 && m.F_dense == 11008 && m.E == 0 && m.K == 0);
+    cr_assert(m.qk_norm == QK_NORM_NONE && !m.qkv_bias && !m.o_bias);
+    cr_assert_eq(make_spec(&m, "llama", "attention_bias=true"), MOE_OK);
+    cr_assert(m.qkv_bias && m.o_bias);
+    cr_assert_eq(make_spec(&m, "qwen2", ""), MOE_OK);
+    cr_assert(m.qkv_bias && !m.o_bias && m.qk_norm == QK_NORM_NONE);
+    cr_assert_eq(make_spec(&m, "qwen3", ""), MOE_OK);
+    cr_assert(!m.qkv_bias && m.hd == 128 && m.qk_norm == QK_NORM_HEAD && m.F_dense == 22016);
+}
+
+Test(family, mixtral_and_qwen2_moe)
+{
+    model_spec m;
+    cr_assert_eq(make_spec(&m, "mixtral", ""), MOE_OK, "%s", moe_error_text());
+    cr_assert(m.E == 8 && m.K == 2 && m.F == 14336 && m.Hkv == 8 && m.rope_theta == 1e6 && m.router.normalize && m.rms_eps == 1e-5f);
+    cr_assert(m.names == NAMES_MIXTRAL && m.qk_norm == QK_NORM_NONE);
+    cr_assert_eq(make_spec(&m, "qwen2_moe", ""), MOE_OK, "%s", moe_error_text());
+    cr_assert(m.E == 60 && m.K == 4 && m.F == 1408 && m.F_shared == 5632 && m.shared_gate && m.qkv_bias && !m.o_bias);
+    cr_assert_eq(make_spec(&m, "qwen2_moe", "qkv_bias=false mlp_only_layers=[0,2]"), MOE_OK);
+    cr_assert(!m.qkv_bias && !m.moe_layer[0] && m.moe_layer[1] && !m.moe_layer[2]);
 }
 
 static void check_layers(const char *pairs, const char *expected)
@@ -93,8 +120,17 @@ Test(family, refuses_by_name)
         const char *type, *pairs, *key;
     } cases[] = {
         {"qwen3_moe", "hidden_act=gelu", "hidden_act is \"gelu\""},
-        {"qwen3_moe", "attention_bias=true", "attention_bias is true"},
-        {"olmoe", "attention_bias=true", "attention_bias is true"},
+        {"llama", "mlp_bias=true", "mlp_bias is true"},
+        {"llama", "rope_type=yarn", "rope_type is \"yarn\""},
+        {"llama", "rope_type=linear rope_factor=0.5", "rope_factor is 0.5"},
+        {"llama", "rope_factor=8", "rope_factor is 8 with rope_type default"},
+        {"llama", "rope_type=llama3 rope_factor=8 rope_low_freq_factor=4", "rope_high_freq_factor is 4"},
+        {"llama", "rope_type=llama3 rope_factor=8 rope_low_freq_factor=0", "rope_low_freq_factor is 0"},
+        {"llama", "rope_type=llama3 rope_original_max_position_embeddings=0", "rope_original_max_position_embeddings is 0"},
+        {"qwen2", "use_sliding_window=true", "use_sliding_window is true"},
+        {"mixtral", "sliding_window=4096", "sliding_window is 4096"},
+        {"mixtral", "router_jitter_noise=0.1", "router_jitter_noise is 0.1"},
+        {"qwen2_moe", "shared_expert_intermediate_size=0", "shared_expert_intermediate_size is 0"},
         {"qwen3_moe", "attention_dropout=0.1", "attention_dropout is 0.1"},
         {"qwen3_moe", "use_sliding_window=true", "use_sliding_window is true"},
         {"qwen3_moe", "scoring_func=tanh", "scoring_func is \"tanh\""},

@@ -13,6 +13,9 @@ static const char SIZES[] =
     "vocab_size=97 hidden_size=48 num_hidden_layers=3 num_attention_heads=4 num_key_value_heads=2 num_experts=6 "
     "num_experts_per_tok=2 intermediate_size=20 ";
 
+static const char DENSE_SIZES[] =
+    "vocab_size=97 hidden_size=48 num_hidden_layers=3 num_attention_heads=4 num_key_value_heads=2 intermediate_size=20 ";
+
 static const struct {
     const char *type, *more;
 } VARIANTS[] = {
@@ -22,15 +25,27 @@ static const struct {
     {"qwen3_moe", "moe_intermediate_size=7 decoder_sparse_step=2 shared_expert_intermediate_size=19"},
     {"qwen3_moe", "moe_intermediate_size=7 first_k_dense_replace=1 shared_expert_intermediate_size=19 shared_expert_gate=true "
                   "use_correction_bias=true scoring_func=sigmoid n_group=3 topk_group=2"},
+    {"qwen3_moe", "moe_intermediate_size=16 attention_bias=true head_dim=6"},
     {"olmoe", ""},
     {"olmoe", "clip_qkv=2.5 tie_word_embeddings=true num_key_value_heads=1"},
     {"olmoe", "first_k_dense_replace=2 moe_intermediate_size=11 use_correction_bias=true"},
+    {"mixtral", "head_dim=10"},
+    {"qwen2_moe", "moe_intermediate_size=7 shared_expert_intermediate_size=19 head_dim=6 mlp_only_layers=[2]"},
+    {"llama", ""},
+    {"llama", "attention_bias=true head_dim=6 tie_word_embeddings=true"},
+    {"qwen2", "num_key_value_heads=1 head_dim=10"},
+    {"qwen3", "head_dim=14"},
 };
+
+static const char *const DENSE[] = {"llama", "qwen2", "qwen3"};
 
 static void make_variant(model_spec *m, size_t i)
 {
     char text[512];
-    snprintf(text, sizeof text, "%s%s", SIZES, VARIANTS[i].more);
+    bool dense = false;
+    for (size_t k = 0; k < sizeof DENSE / sizeof *DENSE; k++)
+        dense = dense || strcmp(DENSE[k], VARIANTS[i].type) == 0;
+    snprintf(text, sizeof text, "%s%s", dense ? DENSE_SIZES : SIZES, VARIANTS[i].more);
     cr_assert_eq(make_spec(m, VARIANTS[i].type, text), MOE_OK, "%s", moe_error_text());
 }
 
@@ -75,6 +90,7 @@ static void check_table(const model_spec *m)
         cr_assert_geq(t[i].floats, (size_t)(t[i].rows * t[i].cols));
         cr_assert_eq(t[i].panel_row % PANEL, 0);
         cr_assert_eq(t[i].decay, t[i].layout != TENSOR_VECTOR);
+        cr_assert_eq(t[i].layout == TENSOR_VECTOR && t[i].init_value == 0.0f, strstr(t[i].name, "bias") != NULL, "%s", t[i].name);
         cr_assert_eq(t[i].state, strstr(t[i].name, "correction_bias") != NULL);
         for (int64_t j = i + 1; j < n; j++) {
             cr_assert_neq(strcmp(t[i].name, t[j].name), 0, "%s twice", t[i].name);
@@ -180,6 +196,22 @@ Test(spec, published_models)
     cr_assert_eq(make_spec(&m, "qwen3_moe", "num_hidden_layers=48 head_dim=128 norm_topk_prob=true rope_theta=1000000.0"), MOE_OK,
                  "%s", moe_error_text()); /* Qwen3-30B-A3B */
     cr_assert_eq(spec_parameters(&m), 30532122624);
+    cr_assert_eq(make_spec(&m, "mixtral", ""), MOE_OK, "%s", moe_error_text()); /* Mixtral-8x7B-v0.1 */
+    cr_assert_eq(spec_parameters(&m), 46702792704);
+    cr_assert_eq(make_spec(&m, "qwen2_moe", ""), MOE_OK, "%s", moe_error_text()); /* Qwen1.5-MoE-A2.7B */
+    cr_assert_eq(spec_parameters(&m), 14315784192);
+    cr_assert_eq(make_spec(&m, "llama", "vocab_size=49152 hidden_size=576 intermediate_size=1536 num_hidden_layers=30 num_attention_heads=9 "
+                                        "num_key_value_heads=3 tie_word_embeddings=true"),
+                 MOE_OK, "%s", moe_error_text()); /* SmolLM2-135M */
+    cr_assert_eq(spec_parameters(&m), 134515008);
+    cr_assert_eq(make_spec(&m, "qwen2", "hidden_size=896 intermediate_size=4864 num_hidden_layers=24 num_attention_heads=14 "
+                                        "num_key_value_heads=2 tie_word_embeddings=true"),
+                 MOE_OK, "%s", moe_error_text()); /* Qwen2.5-0.5B */
+    cr_assert_eq(spec_parameters(&m), 494032768);
+    cr_assert_eq(make_spec(&m, "qwen3", "hidden_size=1024 intermediate_size=3072 num_hidden_layers=28 num_attention_heads=16 "
+                                        "num_key_value_heads=8 tie_word_embeddings=true"),
+                 MOE_OK, "%s", moe_error_text()); /* Qwen3-0.6B */
+    cr_assert_eq(spec_parameters(&m), 596049920);
 }
 
 Test(spec, refuses_sizes_by_name)
