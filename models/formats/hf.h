@@ -4,6 +4,7 @@
 #ifndef MOE_MODELS_FORMATS_HF_H
 #define MOE_MODELS_FORMATS_HF_H
 
+#include "kernels/numfmt.h"
 #include "models/spec.h"
 
 /* config.json of a folder -> spec. MOE_E_NOINPUT when it is missing, MOE_E_CONFIG for a family or a setting we do not compute
@@ -15,6 +16,15 @@ typedef struct hf_reader hf_reader;
  * 3-D ones; dtypes F32, F16, BF16). */
 moe_err hf_reader_open(hf_reader **out, const char *dir, const model_spec *spec) MOE_MUST_CHECK;
 void hf_reader_close(hf_reader *r);
+/* Where the numbers of one tensor lie, row after row: from byte `offset` of a file, as they are. */
+typedef struct hf_extent {
+    int file; /* index for hf_reader_path */
+    uint64_t offset;
+    numfmt format;
+} hf_extent;
+moe_err hf_reader_locate(const hf_reader *r, const tensor_info *info, hf_extent *out) MOE_MUST_CHECK;
+int hf_reader_files(const hf_reader *r);
+const char *hf_reader_path(const hf_reader *r, int file);
 /* Converts one tensor to fp32 and lays it out at section + info->offset (pads zero). Thread-safe. */
 moe_err hf_reader_read(hf_reader *r, const tensor_info *info, float *section) MOE_MUST_CHECK;
 

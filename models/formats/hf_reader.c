@@ -333,6 +333,22 @@ void hf_reader_close(hf_reader *h)
     free(h);
 }
 
+moe_err hf_reader_locate(const hf_reader *h, const tensor_info *info, hf_extent *out)
+{
+    source s;
+    *out = (hf_extent){0};
+    TRY(resolve(h, info, &s));
+    const st_dtype d = (st_dtype)s.t->dtype; /* resolve allows these three only */
+    *out = (hf_extent){.file = s.shard,
+                      .offset = s.t->begin + (uint64_t)s.first * st_dtype_bytes(d),
+                      .format = d == ST_F32 ? NUM_F32 : d == ST_F16 ? NUM_F16 : NUM_BF16};
+    return MOE_OK;
+}
+
+int hf_reader_files(const hf_reader *h) { return h->shards; }
+
+const char *hf_reader_path(const hf_reader *h, int file) { return safetensors_path(h->shard[file]); }
+
 static moe_err read_panels(const hf_reader *h, const source *s, const tensor_info *info, float *at)
 {
     const int64_t K = info->cols;

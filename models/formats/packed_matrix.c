@@ -1,0 +1,116 @@
+/* Owns the way of one tensor into a packed folder. Reads a few MiB of rows at a time; only rows that stand pairwise per head (model_extent.
+ * heads_interleaved) and panels are read whole.
+ * Threads: one per packed_matrix.
+ * Rule: a tensor whose format stays keeps its bits. */
+#include "models/formats/packed_matrix.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/qmatmul.h"
+
+enum { CHUNK_BYTES = 4 << 20 };
+
+static moe_err grow(void *block, size_t *have, size_t want)
+{
+    void **p = block;
+    if (want <= *have)
+        return MOE_OK;
+    free(*p);
+    *have = 0;
+    *p = malloc(want);
+    if (*p == NULL)
+        return moe_fail(MOE_E_OS, "out of memory for %zu bytes of a matrix", want);
+    *have = want;
+    return MOE_OK;
+}
+
+void packed_matrix_free(packed_matrix *p)
+{
+    free(p->raw);
+    free(p->rows);
+    free(p->floats);
+    *p = (packed_matrix){0};
+}
+
+/* Where logical row r of n stored rows in heads of hd lies (model.h). */
+static int64_t stored_row(const model_extent *e, int hd, int64_t r)
+{
+    const int64_t h = r / hd, i = r % hd;
+    return !e->heads_interleaved ? r : h * hd + (i < hd / 2 ? 2 * i : 2 * (i - hd / 2) + 1);
+}
+
+static moe_err check_finite(const model *m, const model_extent *e, const tensor_info *t, const float *x)
+{
+    for (int64_t k = 0; k < t->cols; k++)
+        if (!isfinite(x[k]))
+            return moe_fail(MOE_E_DATA, "%s: %s holds a number that is not finite", model_path(m, e->file), t->name);
+    return MOE_OK;
+}
+
+/* Logical rows [first, first + n) in format f, one after the other, at `to`; raw: the stored rows from number `base` on. */
+static moe_err convert_rows(packed_matrix *p, const model *m, const model_extent *e, const tensor_info *t, numfmt f, int64_t base, int64_t first,
+                            int64_t n, uint8_t *to)
+{
+    const int hd = model_spec_of(m)->hd;
+    const size_t row = numfmt_row_bytes(f, t->cols);
+    TRY(grow(&p->floats, &p->floats_bytes, (size_t)t->cols * sizeof(float)));
+    for (int64_t i = 0; i < n; i++, to += row) {
+        const uint8_t *from = p->raw + (size_t)(stored_row(e, hd, first + i) - base) * e->row_bytes;
+        if (f == e->format && !e->panels) {
+            memcpy(to, from, row);
+            continue;
+        }
+        if (e->panels)
+            qpanel_row(p->floats, p->raw, e->format, first + i, t->rows, t->cols);
+        else
+            numfmt_to_f32(p->floats, from, e->format, t->cols);
+        TRY(check_finite(m, e, t, p->floats));
+        numfmt_from_f32(to, p->floats, f, t->cols);
+    }
+    return MOE_OK;
+}
+
+/* A vector: fp32, its elements in order. */
+static moe_err load_vector(packed_matrix *p, const model *m, const model_extent *e, const tensor_info *t, uint8_t *out)
+{
+    const int hd = model_spec_of(m)->hd;
+    TRY(grow(&p->raw, &p->raw_bytes, e->bytes));
+    TRY(grow(&p->floats, &p->floats_bytes, (size_t)t->cols * sizeof(float)));
+    TRY(model_read(m, e->file, e->offset, p->raw, e->bytes));
+    numfmt_to_f32(p->floats, p->raw, e->format, t->cols);
+    for (int64_t i = 0; i < t->cols; i++)
+        memcpy(out + 4 * (size_t)i, &p->floats[stored_row(e, hd, i)], 4);
+    return MOE_OK;
+}
+
+moe_err packed_matrix_load(packed_matrix *p, const model *m, const tensor_info *t, numfmt f, uint8_t *out)
+{
+    model_extent e;
+    model_find(m, t, &e);
+    if (t->layout == TENSOR_VECTOR)
+        return load_vector(p, m, &e, t, out);
+    if (e.panels && f == e.format)
+        return model_read(m, e.file, e.offset, out, e.bytes);
+    const bool whole = e.panels || e.heads_interleaved;
+    const size_t row = numfmt_row_bytes(f, t->cols), stored = whole ? 0 : e.row_bytes;
+    int64_t rows = (int64_t)(CHUNK_BYTES / (stored > row ? stored : row)) / PANEL * PANEL;
+    rows = rows < PANEL ? PANEL : rows > t->rows ? t->rows : rows;
+    TRY(grow(&p->raw, &p->raw_bytes, whole ? e.bytes : (size_t)rows * e.row_bytes));
+    TRY(grow(&p->rows, &p->rows_bytes, (size_t)rows * row));
+    if (whole)
+        TRY(model_read(m, e.file, e.offset, p->raw, e.bytes));
+    for (int64_t first = 0; first < t->rows; first += rows) {
+        const int64_t n = t->rows - first < rows ? t->rows - first : rows;
+        if (!whole)
+            TRY(model_read(m, e.file, e.offset + (uint64_t)first * e.row_bytes, p->raw, (size_t)n * e.row_bytes));
+        if (t->layout != TENSOR_PANELS) {
+            TRY(convert_rows(p, m, &e, t, f, whole ? 0 : first, first, n, out + (size_t)first * row));
+            continue;
+        }
+        TRY(convert_rows(p, m, &e, t, f, whole ? 0 : first, first, n, p->rows));
+        qpanel_pack(out, p->rows, row, f, t->rows, t->cols, first, n);
+    }
+    return MOE_OK;
+}

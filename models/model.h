@@ -1,0 +1,60 @@
+/* A model at rest, whatever it is made of: a Hugging Face folder, a GGUF file (or the first of a split one), a packed folder. (A run folder
+ * of moe-train is told from them and refused with the command that exports it.) Opened in place: nothing is converted, nothing large is
+ * read. Says what the model is (spec) and where each matrix lies, in which format; the reader of the bytes (engine/serve, moe-model)
+ * does its own I/O through memory/io.h or model_read.
+ * Files are hostile until checked: when model_open returns, every tensor of the spec exists once, has the right shape, lies inside
+ * its file and has a format of numfmt.h. Thread-safe once open. */
+#ifndef MOE_MODELS_MODEL_H
+#define MOE_MODELS_MODEL_H
+
+#include "kernels/numfmt.h"
+#include "models/spec.h"
+
+typedef enum model_kind { MODEL_HF, MODEL_GGUF, MODEL_PACKED } model_kind;
+
+/* Where the rows of one tensor of the spec lie. Row r of the logical matrix [rows, cols] begins at offset + r * row_bytes, but for
+ * `heads_interleaved` (llama in GGUF: rows of each head are stored pairwise): logical row h * hd + i lies at stored row
+ * h * hd + (i < hd / 2 ? 2 * i : 2 * (i - hd / 2) + 1). */
+typedef struct model_extent {
+    int file;               /* index for model_path                                                   */
+    uint64_t offset, bytes;
+    size_t row_bytes;       /* 0 for panels                                                           */
+    numfmt format;
+    bool heads_interleaved; /* of a vector (a bias): its elements, in the same way                    */
+    bool panels;            /* packed folders, TENSOR_PANELS: qpanel_bytes(format, rows, cols) bytes, as kernels/qmatmul.h wants them */
+    bool summed;            /* packed folders, all but experts: `sum` is the XXH3-64 of the bytes     */
+    uint64_t sum;
+} model_extent;
+
+/* Packed folders: one expert is one record, panels of gate, up, down one after the other. offset and bytes are multiples of 4 KiB (O_DIRECT); the
+ * first `used` bytes are the panels, XXH3-64 `sum` is theirs, zeros follow. */
+typedef struct model_record {
+    int file;
+    uint64_t offset;
+    size_t bytes, used;
+    uint64_t sum;
+} model_record;
+
+typedef struct model model;
+
+/* MOE_E_NOINPUT, MOE_E_DATA, MOE_E_CONFIG name the file and the tensor or key, what was found and what was expected. */
+moe_err model_open(model **out, const char *path) MOE_MUST_CHECK;
+void model_close(model *m);
+model_kind model_kind_of(const model *m);
+const char *model_name(const model *m); /* as the user typed it */
+const model_spec *model_spec_of(const model *m);
+int model_files(const model *m);
+const char *model_path(const model *m, int file);
+uint64_t model_file_bytes(const model *m, int file);
+/* The tensor of spec_tensors / spec_expert_tensors. Always found after model_open. */
+void model_find(const model *m, const tensor_info *info, model_extent *out);
+/* false: not a packed folder (an expert is then three extents). */
+bool model_find_record(const model *m, int layer, int expert, model_record *out);
+/* The configuration as the text of a config.json (from GGUF: its metadata under Hugging Face's names). */
+const char *model_config(const model *m);
+/* Where its tokenizer is: a path for tokenizer_open (a folder with tokenizer.json or tokenizer.gguf, or the GGUF file itself), NULL: none. */
+const char *model_tokenizer(const model *m);
+/* Bytes [offset, offset + n) of a file, buffered; for what is read once. */
+moe_err model_read(const model *m, int file, uint64_t offset, void *out, size_t n) MOE_MUST_CHECK;
+
+#endif
