@@ -122,6 +122,8 @@ static int prefetch_depth(const train_config *c, size_t part_bytes)
 {
     if (c->prefetch_depth >= 0)
         return c->prefetch_depth;
+    if (part_bytes == 0) /* a model without experts */
+        return 0;
     const size_t fit = ((size_t)16 << 20) / part_bytes;
     return fit < 8 ? 8 : fit > 64 ? 64 : (int)fit;
 }
