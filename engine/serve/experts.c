@@ -1,0 +1,207 @@
+/* The experts of one layer for the tokens of a step: router, the union of what was chosen, and the feed-forward of each expert once it is
+ * in memory: those that are resident run at once and together, the others as they land.
+ *
+ * Rows are computed in the order in which experts become ready; row_of is rewritten to point at them, and combine adds them in
+ * choice order, so the order of arrival changes no bit. An expert that cannot be read ends the spans whose tokens chose it: their
+ * rows are zero, and in later layers they follow another token's choice, so that nothing is read for them any more.
+ *
+ * Owns nothing. One thread; the products are parallel inside. */
+#include <string.h>
+
+#include "engine/serve/serve_private.h"
+
+static moe_err route(serve *s, const serve_layer *l, int64_t T)
+{
+    const serve_scratch *w = &s->w;
+    const model_spec *m = s->spec;
+    TRY(serve_one_product(s, &l->router, w->logits, (size_t)m->E, w->xn, (size_t)m->D, T, false));
+    const router_args ra = {.logits = w->logits, .bias = l->router_bias, .probs = w->probs, .lse = w->lse, .ids = w->ids, .weights = w->weights,
+                            .T = T, .E = m->E, .K = m->K, .rule = m->router};
+    return s->c.be->router_forward(&ra, s->c.stream);
+}
+
+/* Tokens of dead spans choose what a living one does. */
+static void follow_the_living(serve *s, int64_t T)
+{
+    const serve_scratch *w = &s->w;
+    const size_t K = (size_t)s->spec->K;
+    int64_t living = 0;
+    while (w->dead[w->span_of[living]])
+        living++;
+    for (int64_t t = 0; t < T; t++)
+        if (w->dead[w->span_of[t]])
+            memcpy(w->ids + (size_t)t * K, w->ids + (size_t)living * K, K * sizeof *w->ids);
+}
+
+static moe_err dispatch(serve *s, int64_t T, int *chosen)
+{
+    const serve_scratch *w = &s->w;
+    const model_spec *m = s->spec;
+    const dispatch_args da = {.ids = w->ids, .offset = w->offset, .row_token = w->row_token, .row_slot = w->row_slot, .row_of = w->row_of,
+                              .T = T, .E = m->E, .K = m->K};
+    TRY(s->c.be->dispatch(&da, s->c.stream));
+    *chosen = 0;
+    for (int e = 0; e < m->E; e++)
+        if (w->offset[e + 1] > w->offset[e])
+            w->union_of[(*chosen)++] = e;
+    return MOE_OK;
+}
+
+/* Experts leased together, and their rows. `done`: rows of earlier batches. */
+typedef struct batch {
+    int n;
+    int64_t rows, done;
+} batch;
+
+static int expert_of(const serve *s, expert_id id) { return (int)(id % (expert_id)s->spec->E); }
+
+static void batch_add(serve *s, const serve_layer *l, batch *b, const expert_lease *lease)
+{
+    const serve_scratch *w = &s->w;
+    const int e = expert_of(s, lease->id);
+    for (int32_t r = w->offset[e]; r < w->offset[e + 1]; r++) {
+        w->batch_token[b->rows] = w->row_token[r];
+        w->row_of[w->row_slot[r]] = (int32_t)(b->done + b->rows);
+        b->rows++;
+    }
+    for (int i = 0; i < 3; i++)
+        w->batch_w[i][b->n] = (const char *)lease->slot + l->expert_at[i];
+    w->lease[b->n++] = *lease;
+    w->batch_offset[b->n] = (int32_t)b->rows;
+}
+
+static moe_err batch_products(serve *s, const serve_layer *l, const batch *b)
+{
+    const serve_scratch *w = &s->w;
+    const model_spec *m = s->spec;
+    const size_t Fp = (size_t)s->Fp, D = (size_t)m->D;
+    const gather_args g = {.dst = w->xg, .src = w->xn, .row_token = w->batch_token, .ld = D, .n = b->rows, .D = m->D};
+    TRY(s->c.be->gather(&g, s->c.stream));
+    const qmatmul_args first = {
+        .mat = {{.y = w->a, .ldy = 2 * Fp, .w = w->batch_w[0], .format = l->expert_format[0], .N = m->F},
+                {.y = w->a + Fp, .ldy = 2 * Fp, .w = w->batch_w[1], .format = l->expert_format[1], .N = m->F}},
+        .M = 2, .x = w->xg, .ldx = D, .offset = w->batch_offset, .G = b->n, .K = m->D,
+    };
+    TRY(s->c.be->qmatmul(&first, s->c.stream));
+    const swiglu_args mid = {.h = w->h, .a = w->a, .rows = b->rows, .F = m->F, .Fp = s->Fp};
+    TRY(s->c.be->swiglu_forward(&mid, s->c.stream));
+    const qmatmul_args second = {
+        .mat = {{.y = w->rows + (size_t)b->done * D, .ldy = D, .w = w->batch_w[2], .format = l->expert_format[2], .N = m->D}},
+        .M = 1, .x = w->h, .ldx = Fp, .offset = w->batch_offset, .G = b->n, .K = m->F,
+    };
+    return s->c.be->qmatmul(&second, s->c.stream);
+}
+
+static moe_err batch_run(serve *s, const serve_layer *l, batch *b)
+{
+    moe_err rc = b->rows > 0 ? batch_products(s, l, b) : MOE_OK;
+    for (int i = 0; i < b->n; i++)
+        expert_cache_release(s->cache, &s->w.lease[i]);
+    *b = (batch){.done = b->done + b->rows};
+    return rc;
+}
+
+/* The spans whose tokens chose expert e end with the error of this thread; its rows count as zeros. */
+static void batch_lost(serve *s, batch *b, int e, moe_err why, serve_span *span)
+{
+    const serve_scratch *w = &s->w;
+    const size_t D = (size_t)s->spec->D;
+    for (int32_t r = w->offset[e]; r < w->offset[e + 1]; r++) {
+        const int i = w->span_of[w->row_token[r]];
+        if (!w->dead[i]) {
+            span[i].rc = why;
+            moe_error_take(span[i].text, sizeof span[i].text);
+        }
+        w->dead[i] = true;
+        w->row_of[w->row_slot[r]] = (int32_t)b->done;
+        memset(w->rows + (size_t)b->done++ * D, 0, D * sizeof *w->rows);
+    }
+}
+
+static void forget_wanted(expert_id *wanted, int *n, int which)
+{
+    memmove(wanted + which, wanted + which + 1, (size_t)(*n - which - 1) * sizeof *wanted);
+    (*n)--;
+}
+
+static bool is_read_error(moe_err rc) { return rc == MOE_E_IO || rc == MOE_E_DATA; }
+
+/* One more lease for the batch. *more false: run what is there first. After a read error the experts are asked for one by one, to learn
+ * which of them is lost. */
+static moe_err next_expert(serve *s, batch *b, int *n, bool *one_by_one, serve_span *span, expert_lease *lease, bool *more)
+{
+    expert_id *wanted = s->w.wanted_id;
+    int which = -1;
+    *lease = (expert_lease){0};
+    *more = false;
+    if (b->n > 0 && *one_by_one)
+        return MOE_OK;
+    const moe_err rc = expert_cache_acquire_any(s->cache, wanted, *one_by_one ? 1 : *n, b->n == 0, &which, lease);
+    if (rc == MOE_E_FULL && b->n > 0)
+        return MOE_OK;
+    if (is_read_error(rc)) {
+        if (*one_by_one) {
+            batch_lost(s, b, expert_of(s, wanted[0]), rc, span);
+            forget_wanted(wanted, n, 0);
+        }
+        *one_by_one = true;
+        return MOE_OK;
+    }
+    TRY(rc);
+    if (which < 0)
+        return MOE_OK;
+    forget_wanted(wanted, n, which);
+    *more = true;
+    return MOE_OK;
+}
+
+static moe_err run_union(serve *s, const serve_layer *l, int n, serve_span *span)
+{
+    const serve_scratch *w = &s->w;
+    batch b = {0};
+    bool one_by_one = false;
+    moe_err rc = MOE_OK;
+    for (int i = 0; i < n; i++)
+        w->wanted_id[i] = (expert_id)l->moe * (expert_id)s->spec->E + (expert_id)w->union_of[i];
+    while ((n > 0 || b.n > 0) && rc == MOE_OK) {
+        expert_lease lease = {0};
+        bool more = false;
+        if (n > 0)
+            rc = next_expert(s, &b, &n, &one_by_one, span, &lease, &more);
+        const int e = more ? expert_of(s, lease.id) : 0;
+        const bool full = more && b.rows + w->offset[e + 1] - w->offset[e] > s->expert_rows;
+        if (rc == MOE_OK && b.n > 0 && (!more || full))
+            rc = batch_run(s, l, &b);
+        if (more)
+            batch_add(s, l, &b, &lease);
+    }
+    for (int i = 0; i < b.n; i++)
+        expert_cache_release(s->cache, &w->lease[i]);
+    return rc;
+}
+
+static bool all_dead(const serve *s, int spans)
+{
+    for (int i = 0; i < spans; i++)
+        if (!s->w.dead[i])
+            return false;
+    return true;
+}
+
+moe_err serve_experts(serve *s, const serve_layer *l, serve_span *span, int spans, int64_t T)
+{
+    const serve_scratch *w = &s->w;
+    int n = 0;
+    if (all_dead(s, spans))
+        return MOE_OK;
+    TRY(route(s, l, T));
+    follow_the_living(s, T);
+    TRY(dispatch(s, T, &n));
+    TRY(expert_cache_choose(s->cache, l->moe, w->union_of, n));
+    TRY(serve_dense_ffn(s, l, T)); /* the shared expert, while the disk works */
+    w->batch_offset[0] = 0;
+    TRY(run_union(s, l, n, span));
+    const combine_args c = {.out = w->x, .base = w->x, .rows = w->rows, .row_of = w->row_of, .weight = w->weights, .T = T, .K = s->spec->K,
+                            .D = s->spec->D};
+    return s->c.be->combine(&c, s->c.stream);
+}

@@ -1,0 +1,175 @@
+/* Where each dense tensor lies in memory: vectors as fp32, matrices as panels in their own format, an embedding that is not also the
+ * head as rows. Owns the block. Reading it is load.c's.
+ * Rule: the same lines measure (no block) and point. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/base/carve.h"
+#include "engine/serve/serve_private.h"
+#include "memory/budget.h"
+
+static const float **vector_of(serve_layer *l, tensor_role role)
+{
+    switch (role) {
+    case ROLE_ATTN_NORM: return &l->attn_norm;
+    case ROLE_FFN_NORM: return &l->ffn_norm;
+    case ROLE_Q_NORM: return &l->q_norm;
+    case ROLE_K_NORM: return &l->k_norm;
+    case ROLE_Q_BIAS: return &l->q_bias;
+    case ROLE_K_BIAS: return &l->k_bias;
+    case ROLE_V_BIAS: return &l->v_bias;
+    case ROLE_O_BIAS: return &l->o_bias;
+    case ROLE_ROUTER_BIAS: return &l->router_bias;
+    default: return NULL;
+    }
+}
+
+static weight *matrix_of(serve_layer *l, tensor_role role)
+{
+    switch (role) {
+    case ROLE_Q: return &l->q;
+    case ROLE_K: return &l->k;
+    case ROLE_V: return &l->v;
+    case ROLE_O: return &l->o;
+    case ROLE_ROUTER: return &l->router;
+    case ROLE_GATE: return &l->gate;
+    case ROLE_UP: return &l->up;
+    case ROLE_DOWN: return &l->down;
+    case ROLE_SHARED_GATE: return &l->shared_gate;
+    case ROLE_SHARED_UP: return &l->shared_up;
+    case ROLE_SHARED_DOWN: return &l->shared_down;
+    case ROLE_SHARED_SWITCH: return &l->shared_switch;
+    default: return NULL;
+    }
+}
+
+static size_t tensor_bytes(const tensor_info *t, const model_extent *e)
+{
+    if (t->layout == TENSOR_VECTOR)
+        return (size_t)t->cols * sizeof(float);
+    if (t->layout == TENSOR_ROWS)
+        return (size_t)t->rows * numfmt_row_bytes(e->format, t->cols);
+    return qpanel_bytes(e->format, t->rows, t->cols);
+}
+
+/* The engine's name for the tensor. */
+static moe_err point(serve_dense *d, const model_spec *spec, const tensor_info *t, const model_extent *e, void *at)
+{
+    const weight w = {at, e->format, (int)t->rows, (int)t->cols};
+    serve_layer *l = t->layer >= 0 ? &d->layer[t->layer] : NULL;
+    if (t->role == ROLE_EMBED) {
+        d->embed = at;
+        d->embed_format = e->format;
+        if (spec->tied)
+            d->head = w;
+    } else if (t->role == ROLE_LM_HEAD) {
+        d->head = w;
+    } else if (t->role == ROLE_FINAL_NORM) {
+        d->final_norm = at;
+    } else if (l != NULL && t->layout == TENSOR_VECTOR && vector_of(l, t->role) != NULL) {
+        *vector_of(l, t->role) = at;
+    } else if (l != NULL && t->layout == TENSOR_PANELS && matrix_of(l, t->role) != NULL) {
+        *matrix_of(l, t->role) = w;
+    } else {
+        return moe_fail(MOE_E_CONFIG, "%s: the serving engine does not know this tensor", t->name);
+    }
+    return MOE_OK;
+}
+
+/* base NULL: measures. part, when not NULL: what is to be read where. */
+static moe_err lay_out(const serve *s, serve_dense *d, const tensor_info *table, int64_t n, char *base, load_part *part, int64_t *parts, size_t *bytes)
+{
+    carve c = {base, 0};
+    if (parts != NULL)
+        *parts = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (table[i].kind == SECTION_EXPERT)
+            continue;
+        model_extent e;
+        model_find(s->c.model, &table[i], &e);
+        void *at = carve_bytes(&c, tensor_bytes(&table[i], &e));
+        if (base == NULL)
+            continue;
+        TRY(point(d, s->spec, &table[i], &e, at));
+        part[(*parts)++] = (load_part){e, table[i], at};
+    }
+    *bytes = c.used;
+    return MOE_OK;
+}
+
+moe_err serve_weights_begin(serve *s)
+{
+    serve_dense *d = &s->dense;
+    d->layer = calloc((size_t)s->spec->L, sizeof *d->layer);
+    if (d->layer == NULL)
+        return moe_fail(MOE_E_OS, "%d layers: out of memory", s->spec->L);
+    for (int i = 0; i < s->spec->L; i++)
+        d->layer[i].moe = s->spec->moe_layer[i] ? spec_moe_index(s->spec, i) : -1;
+    return MOE_OK;
+}
+
+moe_err serve_weights_measure(const serve *s, uint64_t *bytes)
+{
+    tensor_info *table;
+    int64_t n;
+    size_t used = 0;
+    TRY(spec_tensors(s->spec, &table, &n));
+    const moe_err rc = lay_out(s, NULL, table, n, NULL, NULL, NULL, &used);
+    free(table);
+    *bytes = used + (size_t)s->spec->L * sizeof(serve_layer);
+    return rc;
+}
+
+static moe_err load(serve *s, const tensor_info *table, int64_t n)
+{
+    serve_dense *d = &s->dense;
+    size_t used = 0;
+    int64_t parts = 0, dense = 0;
+    moe_err rc;
+    for (int64_t i = 0; i < n; i++)
+        dense += table[i].kind != SECTION_EXPERT;
+    load_part *part = calloc((size_t)(dense > 0 ? dense : 1), sizeof *part);
+    if (part == NULL)
+        return moe_fail(MOE_E_OS, "dense part: out of memory");
+    TRY_GOTO(lay_out(s, d, table, n, NULL, NULL, NULL, &used), rc, done);
+    TRY_GOTO(budget_alloc(&d->memory, used, "dense weights"), rc, done);
+    d->bytes = used;
+    TRY_GOTO(lay_out(s, d, table, n, d->memory, part, &parts, &used), rc, done);
+    TRY_GOTO(serve_load(s, part, parts), rc, done);
+done:
+    free(part);
+    return rc;
+}
+
+moe_err serve_weights_load(serve *s)
+{
+    tensor_info *table;
+    int64_t n;
+    TRY(spec_tensors(s->spec, &table, &n));
+    const moe_err rc = load(s, table, n);
+    free(table);
+    return rc;
+}
+
+void serve_weights_close(serve *s)
+{
+    budget_free(s->dense.memory);
+    free(s->dense.layer);
+    s->dense = (serve_dense){0};
+}
+
+static void pack_panels(void *ctx, int64_t begin, int64_t end, int worker)
+{
+    const pack_args *a = ctx;
+    const int64_t row = begin * PANEL, n = end * PANEL < a->n ? (end - begin) * PANEL : a->n - row;
+    (void)worker;
+    qpanel_pack(a->panels, a->rows + (size_t)row * a->row_bytes, a->row_bytes, a->format, a->N, a->K, a->first + row, n);
+}
+
+void serve_pack(moe_stream *stream, const pack_args *a)
+{
+    enum { PIECE_BYTES = 128 << 10 };
+    const size_t panel = a->row_bytes * PANEL;
+    const int64_t grain = panel >= PIECE_BYTES || panel == 0 ? 1 : (int64_t)(PIECE_BYTES / panel);
+    moe_pool_for(stream->pool, (a->n + PANEL - 1) / PANEL, grain, pack_panels, (void *)a);
+}
