@@ -1,0 +1,2 @@
+/* Parameterized tests are in criterion.h of this folder. */
+#include "criterion.h"
