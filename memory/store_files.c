@@ -201,7 +201,8 @@ static moe_err remove_old(const store *s, int dir)
     return s->io->ops->remove(s->io, path);
 }
 
-/* Folders of one file system are added up before they are compared with its free space. */
+/* Folders of one file system are added up before they are compared with its free space. What does not fit is known before a byte is
+ * written: that is the configuration's fault, not a disk that fills up while a run writes. */
 static moe_err check_space(const store *s, const io_space *space, const uint64_t *need)
 {
     for (int d = 0; d < s->ndirs; d++) {
@@ -209,7 +210,7 @@ static moe_err check_space(const store *s, const io_space *space, const uint64_t
         for (int e = 0; e < s->ndirs; e++)
             sum += space[e].device == space[d].device ? need[e] : 0;
         if (sum > space[d].free_bytes)
-            return moe_fail(MOE_E_IO, "%s: disk full: the store needs %llu bytes (%.1f GiB), %llu are free (%.1f GiB)",
+            return moe_fail(MOE_E_CONFIG, "%s: the disk is too small: the store needs %llu bytes (%.1f GiB), %llu are free (%.1f GiB)",
                             s->drive[d].dir, (unsigned long long)sum, (double)sum / (1 << 30),
                             (unsigned long long)space[d].free_bytes, (double)space[d].free_bytes / (1 << 30));
     }
@@ -340,7 +341,7 @@ static moe_err open_spill(store *s, int dir)
     io_space space;
     TRY(s->io->ops->space(s->io, s->drive[dir].dir, &space));
     if (spill_dir_bytes(s->spill_bytes, s->ndirs) > space.free_bytes + size)
-        return moe_fail(MOE_E_IO, "%s: disk full: the spill file needs %llu bytes, %llu are free", path,
+        return moe_fail(MOE_E_CONFIG, "%s: the disk is too small: the spill file needs %llu bytes, %llu are free", path,
                         (unsigned long long)spill_dir_bytes(s->spill_bytes, s->ndirs),
                         (unsigned long long)(space.free_bytes + size));
     TRY(make_spill(s, dir));

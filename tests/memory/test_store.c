@@ -218,7 +218,7 @@ Test(store, disk_too_small_names_what_is_missing)
     if (!real_setup(&b, "auto", 2))
         return;
     b.c.sections = 1 << 24; /* some 90 TB */
-    FAILS(store_open(&b.store, &b.c), MOE_E_IO, "disk full: the store needs ");
+    FAILS(store_open(&b.store, &b.c), MOE_E_CONFIG, "the disk is too small: the store needs ");
     cr_assert(strstr(moe_error_text(), " are free ("), "%s", moe_error_text());
     cr_assert_gt(store_disk_bytes(&b.c), 1ULL << 40);
     b.c.sections = INT32_MAX;
