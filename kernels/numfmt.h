@@ -19,7 +19,10 @@ const numfmt_info *numfmt_about(numfmt f);
 /* -1 when there is no such name. */
 int numfmt_find(const char *name);
 /* Bytes of a row of K numbers; K is a multiple of the block (checked where files are opened). */
-static inline size_t numfmt_row_bytes(numfmt f, int64_t K) { return (size_t)(K / numfmt_about(f)->block) * (size_t)numfmt_about(f)->bytes; }
+static inline size_t numfmt_row_bytes(numfmt f, int64_t K)
+{
+    return (size_t)(K / numfmt_about(f)->block) * (size_t)numfmt_about(f)->bytes;
+}
 /* K numbers at rest -> fp32, and back (nearest; block formats as ggml's reference quantisers). */
 void numfmt_to_f32(float *out, const void *row, numfmt f, int64_t K);
 void numfmt_from_f32(void *row, const float *in, numfmt f, int64_t K);

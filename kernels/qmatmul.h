@@ -23,7 +23,7 @@
 enum { QMATMUL_MOST = 3 };
 
 typedef struct qmatrix {
-    float *y;             /* [rows, ldy >= N] out                     */
+    float *y; /* [rows, ldy >= N] out                     */
     size_t ldy;
     const void *const *w; /* [G] panels (N, K) in `format`, 64-byte aligned */
     numfmt format;
@@ -32,8 +32,8 @@ typedef struct qmatrix {
 
 typedef struct qmatmul_args {
     qmatrix mat[QMATMUL_MOST];
-    int M;                 /* matrices, 1 .. QMATMUL_MOST              */
-    const float *x;        /* [rows, ldx >= K]                         */
+    int M;          /* matrices, 1 .. QMATMUL_MOST              */
+    const float *x; /* [rows, ldx >= K]                         */
     size_t ldx;
     const int32_t *offset; /* [G + 1] rows, not decreasing             */
     int G, K;

@@ -1,5 +1,6 @@
 /* Rows of weights into panels, and single rows and blocks out of them (kernels/qpanel.h). Owns the layouts.
- * Packing runs whenever an expert lands: 128-bit shuffles that every x86-64 has, four rows at a time. Any thread, no state.
+ * Packing runs whenever an expert lands: 128-bit shuffles that every x86-64 has, and cpu/qpanel.c where there is more. Any thread, no
+ * state.
  * Rule: the panels of a matrix hold every number it was given, bit by bit (tests/kernels/test_qmatmul.c reads them back). */
 #include "kernels/qpanel.h"
 
@@ -58,8 +59,7 @@ static inline void turn_halves(uint8_t *out, const uint8_t *in, size_t stride)
         memcpy(out + i * 2 * PANEL, &r[i], sizeof r[i]);
 }
 
-/* One panel of a block format: `head` bytes of fp16 before the data of each block, `steps` words of data. */
-static inline void pack_blocks(uint8_t *data, uint8_t *side, const uint8_t *rows, size_t stride, int64_t K, const int head, const int steps)
+void qpanel_pack_blocks(uint8_t *data, uint8_t *side, const uint8_t *rows, size_t stride, int64_t K, int head, int steps)
 {
     for (int64_t b = 0; b < K / QBLOCK; b++, rows += head + 4 * steps) {
         for (int s = 0; s < steps; s += 4)
@@ -77,9 +77,12 @@ static void pack_plain(uint8_t *out, const uint8_t *rows, size_t stride, int byt
 {
     const int at_once = 16 / bytes;
     int64_t k = 0;
+    const uint8_t *next = rows + PANEL * stride; /* the next panel's rows: one stretch of memory, 16 streams to the processor */
     for (; k + at_once <= K; k += at_once)
         for (int r = 0; r < PANEL; r += at_once) {
             const uint8_t *in = rows + (size_t)r * stride + (size_t)(k * bytes);
+            for (int i = 0; i < at_once; i += 4, next += 64)
+                __builtin_prefetch(next);
             uint8_t *to = out + (size_t)((k * PANEL + r) * bytes);
             if (bytes == 4)
                 turn_words(to, in, stride);
@@ -93,19 +96,13 @@ static void pack_plain(uint8_t *out, const uint8_t *rows, size_t stride, int byt
 
 static void pack_panel(uint8_t *data, uint8_t *side, const uint8_t *rows, size_t stride, numfmt f, int64_t K)
 {
-    switch (f) {
-    case NUM_Q4_0:
-        pack_blocks(data, side, rows, stride, K, 2, 4);
-        break;
-    case NUM_Q4_1:
-        pack_blocks(data, side, rows, stride, K, 4, 4);
-        break;
-    case NUM_Q8_0:
-        pack_blocks(data, side, rows, stride, K, 2, 8);
-        break;
-    default:
+    const qpanel_layout l = layouts[f];
+    if (l.data == 0)
         pack_plain(data, rows, stride, numfmt_about(f)->bytes, K);
-    }
+    else if (__builtin_cpu_supports("avx2"))
+        qpanel_pack_blocks_avx2(data, side, rows, stride, K, l.side / PANEL, l.data / QLINE);
+    else
+        qpanel_pack_blocks(data, side, rows, stride, K, l.side / PANEL, l.data / QLINE);
 }
 
 /* A panel whose last rows are missing: a stretch of k at a time goes through a block that has zeros for them. */
@@ -131,8 +128,9 @@ void qpanel_pack(void *panels, const void *rows, size_t row_stride, numfmt f, in
     const uint8_t *in = rows;
     for (int64_t row = 0; row < n; row += PANEL, in += PANEL * row_stride) {
         const int64_t p = (first + row) / PANEL;
-        uint8_t *data = (uint8_t *)(l.data != 0 ? qpanel_data(panels, l, p, K)
-                                                : (const uint8_t *)panels + panel_index(p * PANEL, 0, K) * (size_t)numfmt_about(f)->bytes);
+        uint8_t *data =
+            (uint8_t *)(l.data != 0 ? qpanel_data(panels, l, p, K)
+                                    : (const uint8_t *)panels + panel_index(p * PANEL, 0, K) * (size_t)numfmt_about(f)->bytes);
         uint8_t *side = (uint8_t *)qpanel_side(panels, l, p, N, K);
         if (n - row >= PANEL)
             pack_panel(data, side, in, row_stride, f, K);

@@ -49,4 +49,9 @@ void bench_ladder(bench *b);   /* ladder.c: what each idea brought */
 BENCH_DECLARE(avx2)
 BENCH_DECLARE(avx512)
 
+/* 1e9 operations per second of products of bytes (peak_int8.c). */
+double peak_int8_avx2(double seconds);
+double peak_int8_avx512(double seconds);
+double peak_int8_vnni(double seconds);
+
 #endif

@@ -21,7 +21,7 @@
 #define ENTRY qmatmul_avx2
 #endif
 
-/* The end of a worker's scratch: one unpacked chunk of a panel. */
+/* The end of a worker's scratch: unpacked chunks of BATCH panels. */
 typedef struct unpacked {
     uint8_t w[QCHUNK * QSTEPS * QLINE];
     float side[QCHUNK * 2 * PANEL];
@@ -30,11 +30,11 @@ typedef struct unpacked {
 typedef struct plan {
     const qmatmul_args *a;
     moe_pool *pool;
-    qact *act;                      /* [chunks, rows, QACT_ROW] */
-    int64_t first, rows;            /* of x that are in act     */
-    int blocks, chunks;             /* of K                     */
-    int panels[QMATMUL_MOST], all;  /* of the block formats; the others have none here */
-    int range, ranges;              /* panels of a task; tasks of a row block */
+    qact *act;                     /* [chunks, rows, QACT_ROW] */
+    int64_t first, rows;           /* of x that are in act     */
+    int blocks, chunks;            /* of K                     */
+    int panels[QMATMUL_MOST], all; /* of the block formats; the others have none here */
+    int range, ranges;             /* panels of a task; tasks of a row block */
     int row_blocks;
 } plan;
 
@@ -44,20 +44,23 @@ typedef struct task {
     const void *w;
     int64_t row, rows; /* of act */
     int panel, panel_end;
-    unpacked *buffer;
+    unpacked *buffer; /* [BATCH] */
 } task;
 
 #if MOE_SIMD_512
-enum { ROW_BLOCK = 504 /* 2 KB of activations a chunk: half of a 2 MB L2 */ };
+enum { ROW_BLOCK = 504 /* 2 KB of activations a chunk: half of a 2 MB L2 */, BATCH = 4 /* panels unpacked at a time: 80 KB */ };
 #else
-enum { ROW_BLOCK = 120 /* half of a 512 KB L2 */ };
+enum { ROW_BLOCK = 120 /* half of a 512 KB L2 */, BATCH = 1 /* its few rows would wait for L2 */ };
 #endif
-enum { RANGE_BYTES = 1 << 17 /* of weights: what a task reads once */, RANGE_MANY = 8 /* panels, for many rows */ };
+enum { RANGE_BYTES = 1 << 17 /* of weights: what a task reads once */, RANGE_MANY = 16 /* panels, for many rows */ };
 
 SIMD int64_t least64(int64_t a, int64_t b) { return a < b ? a : b; }
 SIMD int64_t parts_of(int64_t n, int64_t most) { return (n + most - 1) / most; }
 SIMD int chunk_blocks(const plan *p, int chunk) { return (int)least64(QCHUNK, p->blocks - (int64_t)chunk * QCHUNK); }
-SIMD qact *act_at(const plan *p, int64_t row, int chunk) { return p->act + ((size_t)chunk * (size_t)p->rows + (size_t)row) * QACT_ROW; }
+SIMD qact *act_at(const plan *p, int64_t row, int chunk)
+{
+    return p->act + ((size_t)chunk * (size_t)p->rows + (size_t)row) * QACT_ROW;
+}
 
 static void quantise_block(qact *q, const float *x)
 {
@@ -151,35 +154,47 @@ static void unpack(unpacked *out, const qtile *t, numfmt f)
     }
 }
 
-/* The first tile of a panel fetches the next one. */
+/* The panels of a batch are unpacked, then every tile of rows passes over all of them; the first one fetches the next batch. */
+static void run_batch(const task *t, int chunk, int panel, int panels)
+{
+    const qpanel_layout l = qpanel_about(t->m->format);
+    const qsource from = wide_source(t->m->format);
+    const int64_t parts = parts_of(t->rows, QROWS);
+    qtile run[BATCH];
+    for (int j = 0; j < panels; j++) {
+        run[j] = tile_new(t, panel + j, chunk);
+        unpack(&t->buffer[j], &run[j], t->m->format);
+        run[j].next = (const char *)run[j].w + (size_t)panels * (size_t)t->p->blocks * (size_t)l.data,
+        run[j].next_lines = l.data / 64;
+        run[j].w = t->buffer[j].w, run[j].side = (const uint8_t *)t->buffer[j].side;
+    }
+    for (int64_t i = 0, row = 0; i < parts; i++) {
+        const int64_t rows = (t->rows - row + parts - i - 1) / (parts - i);
+        for (int j = 0; j < panels; j++) {
+            run[j].a = act_at(t->p, t->row + row, chunk), run[j].y = y_at(t, row, panel + j);
+            tiles[from][rows - 1](&run[j]);
+            run[j].next = NULL;
+        }
+        row += rows;
+    }
+}
+
 static void run_many(const task *t)
 {
-    const qsource from = wide_source(t->m->format);
-    const qpanel_layout l = qpanel_about(t->m->format);
-    const int64_t parts = parts_of(t->rows, QROWS);
     for (int chunk = 0; chunk < t->p->chunks; chunk++)
-        for (int panel = t->panel; panel < t->panel_end; panel++) {
-            qtile run = tile_new(t, panel, chunk);
-            unpack(t->buffer, &run, t->m->format);
-            run.next = (const char *)run.w + (size_t)t->p->blocks * (size_t)l.data, run.next_lines = l.data / 64;
-            run.w = t->buffer->w, run.side = (const uint8_t *)t->buffer->side;
-            for (int64_t i = 0, row = 0; i < parts; i++) {
-                const int64_t rows = (t->rows - row + parts - i - 1) / (parts - i);
-                run.a = act_at(t->p, t->row + row, chunk), run.y = y_at(t, row, panel);
-                tiles[from][rows - 1](&run);
-                run.next = NULL, row += rows;
-            }
-        }
+        for (int panel = t->panel; panel < t->panel_end; panel += BATCH)
+            run_batch(t, chunk, panel, (int)least64(BATCH, t->panel_end - panel));
 }
 
 static void run_tasks(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const plan *p = ctx;
     const qmatmul_args *a = p->a;
-    char *scratch = (char *)moe_pool_scratch(p->pool, worker) + moe_pool_scratch_bytes(p->pool) - sizeof(unpacked);
+    char *scratch = (char *)moe_pool_scratch(p->pool, worker) + moe_pool_scratch_bytes(p->pool) - BATCH * sizeof(unpacked);
     for (int64_t i = begin; i < end; i++) {
         const int g = (int)(i / p->ranges / p->row_blocks), block = (int)(i / p->ranges % p->row_blocks);
-        const int64_t from = a->offset[g] > p->first ? a->offset[g] : p->first, to = least64(a->offset[g + 1], p->first + p->rows);
+        const int64_t from = a->offset[g] > p->first ? a->offset[g] : p->first,
+                      to = least64(a->offset[g + 1], p->first + p->rows);
         const int64_t blocks = parts_of(to - from, ROW_BLOCK);
         if (from >= to || block >= blocks)
             continue;
@@ -194,7 +209,7 @@ static void run_tasks(void *ctx, int64_t begin, int64_t end, int worker)
             if (t.panel >= t.panel_end)
                 continue;
             t.w = t.m->w[g];
-            if (t.rows <= QFEW)
+            if (t.rows <= QROWS)
                 run_few(&t);
             else
                 run_many(&t);
@@ -206,11 +221,11 @@ static void run_tasks(void *ctx, int64_t begin, int64_t end, int worker)
 static void choose_cut(plan *p, int64_t groups, int64_t most, int64_t bytes)
 {
     const int64_t threads = moe_pool_threads(p->pool);
-    int64_t range = most > QFEW ? RANGE_MANY : RANGE_BYTES / (bytes / p->all + 1) + 1;
+    int64_t range = most > QROWS ? RANGE_MANY : RANGE_BYTES / (bytes / p->all + 1) + 1;
     p->row_blocks = (int)parts_of(most, ROW_BLOCK);
     const int64_t fill = p->all * groups * p->row_blocks / (4 * threads); /* four tasks a thread */
     range = least64(range, fill < 1 ? 1 : fill);
-    p->range = (int)(threads == 1 ? (most > QFEW ? RANGE_MANY : p->all) : range);
+    p->range = (int)(threads == 1 ? (most > QROWS ? RANGE_MANY : p->all) : range);
     p->ranges = (int)parts_of(p->all, p->range);
 }
 
@@ -219,7 +234,8 @@ static void run_slab(plan *p)
     const qmatmul_args *a = p->a;
     int64_t most = 0, groups = 0, bytes = 0;
     for (int g = 0; g < a->G; g++) {
-        const int64_t from = a->offset[g] > p->first ? a->offset[g] : p->first, to = least64(a->offset[g + 1], p->first + p->rows);
+        const int64_t from = a->offset[g] > p->first ? a->offset[g] : p->first,
+                      to = least64(a->offset[g + 1], p->first + p->rows);
         most = to - from > most ? to - from : most;
         groups += to > from;
     }
@@ -243,9 +259,10 @@ static moe_err run_blocks(plan *p)
     const qmatmul_args *a = p->a;
     p->blocks = a->K / QBLOCK, p->chunks = (int)parts_of(p->blocks, QCHUNK);
     const size_t row_bytes = (size_t)p->chunks * QACT_ROW * sizeof(qact);
-    const int64_t slab = (int64_t)((moe_pool_scratch_bytes(p->pool) - sizeof(unpacked)) / row_bytes);
+    const int64_t slab = (int64_t)((moe_pool_scratch_bytes(p->pool) - BATCH * sizeof(unpacked)) / row_bytes);
     if (slab < 1)
-        return moe_fail(MOE_E_CONFIG, "qmatmul: %d inputs do not fit the %zu bytes of scratch of a thread", a->K, moe_pool_scratch_bytes(p->pool));
+        return moe_fail(MOE_E_CONFIG, "qmatmul: %d inputs do not fit the %zu bytes of scratch of a thread", a->K,
+                        moe_pool_scratch_bytes(p->pool));
     p->act = moe_pool_scratch(p->pool, 0);
     for (p->first = a->offset[0]; p->first < a->offset[a->G]; p->first += p->rows) {
         p->rows = least64(slab, a->offset[a->G] - p->first);

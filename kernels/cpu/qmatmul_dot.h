@@ -33,7 +33,8 @@ SIMD i16 q_max(i16 a, i16 b) { return _mm512_max_epi32(a, b); }
 #else
 SIMD i16 q_load(const uint8_t *p)
 {
-    return (i16){_mm256_loadu_si256((const __m256i *)(const void *)p), _mm256_loadu_si256((const __m256i *)(const void *)(p + 32))};
+    return (i16){_mm256_loadu_si256((const __m256i *)(const void *)p),
+                 _mm256_loadu_si256((const __m256i *)(const void *)(p + 32))};
 }
 SIMD void q_store(uint8_t *p, i16 a)
 {

@@ -9,11 +9,14 @@
 
 TILE_TABLE(row_tile, A_LD, 1)
 
-enum { FEW = 4, RANGE = 8 /* panels of a task */, AHEAD = 64 /* k: 2 KB of a panel */ };
+enum { RANGE = 8 /* panels of a task */, AHEAD = 64 /* k: 2 KB of a panel */ };
+/* Rows of one pass over the weights; panels whose chains run side by side, to hide the latency of an fma. */
 #if MOE_SIMD_512
-enum { TOGETHER = 4 }; /* panels whose chains run side by side, to hide the latency of an fma */
+enum { FEW = 8, TOGETHER = 4 };
+#define TOGETHER_FOR(rows) ((rows) <= 4 ? 4 : 2)
 #else
-enum { TOGETHER = 2 };
+enum { FEW = 6, TOGETHER = 2 };
+#define TOGETHER_FOR(rows) ((rows) <= 4 ? 2 : 1)
 #endif
 
 typedef struct scratch {
@@ -73,7 +76,7 @@ SIMD void few_rows(const task *t, int panel, const int rows, const int panels, c
             wide[j] = widen(w + (size_t)j * K * PANEL, half);
             _mm_prefetch((const char *)(w + (size_t)j * K * PANEL + AHEAD * PANEL), _MM_HINT_T0);
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             const v16 v = v16_set1(x[(size_t)r * ldx + k]);
 #pragma GCC unroll 4
@@ -89,22 +92,23 @@ SIMD void few_rows(const task *t, int panel, const int rows, const int panels, c
 SIMD void run_few(const task *t, const int rows, const bool half)
 {
     int panel = t->panel;
-    for (; panel + TOGETHER <= t->panel_end; panel += TOGETHER)
-        few_rows(t, panel, rows, TOGETHER, half);
+    for (; panel + TOGETHER_FOR(rows) <= t->panel_end; panel += TOGETHER_FOR(rows))
+        few_rows(t, panel, rows, TOGETHER_FOR(rows), half);
     for (; panel < t->panel_end; panel++)
         few_rows(t, panel, rows, 1, half);
 }
 
-static void few_f16_1(const task *t) { run_few(t, 1, true); }
-static void few_f16_2(const task *t) { run_few(t, 2, true); }
-static void few_f16_3(const task *t) { run_few(t, 3, true); }
-static void few_f16_4(const task *t) { run_few(t, 4, true); }
-static void few_bf16_1(const task *t) { run_few(t, 1, false); }
-static void few_bf16_2(const task *t) { run_few(t, 2, false); }
-static void few_bf16_3(const task *t) { run_few(t, 3, false); }
-static void few_bf16_4(const task *t) { run_few(t, 4, false); }
-static void (*const few[2][FEW])(const task *) = {{few_bf16_1, few_bf16_2, few_bf16_3, few_bf16_4},
-                                                  {few_f16_1, few_f16_2, few_f16_3, few_f16_4}};
+#define FEW_DEFINE(r)                                                                                                            \
+    static void few_bf16_##r(const task *t) { run_few(t, r, false); }                                                            \
+    static void few_f16_##r(const task *t) { run_few(t, r, true); }
+#define FEW_ENTRY(r) [r - 1] = {few_bf16_##r, few_f16_##r},
+#if MOE_SIMD_512
+#define FEW_ALL(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
+#else
+#define FEW_ALL(X) X(1) X(2) X(3) X(4) X(5) X(6)
+#endif
+FEW_ALL(FEW_DEFINE)
+static void (*const few[FEW][2])(const task *) = {FEW_ALL(FEW_ENTRY)};
 
 static void copy_rows(const task *t, int k0, int steps)
 {
@@ -137,7 +141,8 @@ static void run_many(const task *t)
         copy_rows(t, k0, steps);
         for (int panel = t->panel; panel < t->panel_end; panel += TILE_VECS) {
             const int panels = t->panel_end - panel < TILE_VECS ? t->panel_end - panel : TILE_VECS;
-            tile run = {.b = t->s->w, .b_vec = STEPS * PANEL, .c_row = t->p->m->ldy, .c_vec = PANEL, .a_block = V16, .steps = steps};
+            tile run = {
+                .b = t->s->w, .b_vec = STEPS * PANEL, .c_row = t->p->m->ldy, .c_vec = PANEL, .a_block = V16, .steps = steps};
             run.last = lanes_of(t, panel + panels - 1), run.load = k0 > 0 || t->p->a->accumulate;
             run.next[0] = run.next[1] = run.b, run.next_block = V16 * V16;
             widen_strip(t, panel, panels, k0, steps);
@@ -164,7 +169,7 @@ static void run_tasks(void *ctx, int64_t begin, int64_t end, int worker)
         t.rows = first + tile_cut(rows, blocks, block + 1) - t.row;
         t.panel_end = t.panel + RANGE < p->panels ? t.panel + RANGE : p->panels;
         if (t.rows <= FEW)
-            few[p->m->format == NUM_F16][t.rows - 1](&t);
+            few[t.rows - 1][p->m->format == NUM_F16](&t);
         else
             run_many(&t);
     }

@@ -1,8 +1,8 @@
 /* The inner loop of the block formats: rows x 16 outputs stay in registers while up to QCHUNK blocks of 32 k pass by.
- * Few rows read the panel as it is stored and unpack it on the way (a source per format). Many rows read a piece that was unpacked
+ * Rows of one tile read the panel as it is stored and unpack it on the way (a source per format). More rows read a piece that was unpacked
  * before for all of them (the wide sources): bytes of weights, and scales in fp32.
  * VNNI: 12 rows: 12 integer and 12 fp32 accumulators, a weight, a scale; a block is 8 x 12 dot products, and 3 instructions more a row.
- * AVX2: 3 rows (6 + 6 registers of 16). Private to kernels/cpu/qmatmul.c.
+ * AVX2: 4 rows: 8 registers of integer sums; the fp32 accumulators are touched once a block and live in memory. Private to kernels/cpu/qmatmul.c.
  * Rule: how rows and blocks are cut changes nothing but speed: each output is one chain over the blocks, continued through y. */
 #ifndef MOE_KERNELS_CPU_QMATMUL_TILE_H
 #define MOE_KERNELS_CPU_QMATMUL_TILE_H
@@ -13,13 +13,13 @@
 
 #if defined(__AVX512VNNI__)
 #define QVNNI 1
-enum { QROWS = 12, QFEW = 4 };
+enum { QROWS = 12 };
 #elif MOE_SIMD_512
 #define QVNNI 0
-enum { QROWS = 8, QFEW = 4 };
+enum { QROWS = 8 };
 #else
 #define QVNNI 0
-enum { QROWS = 3, QFEW = 3 };
+enum { QROWS = 4 };
 #endif
 enum { QCHUNK = 32 /* blocks */, QAHEAD = 3072 /* bytes of weights that are fetched ahead when they are read once */ };
 
@@ -86,8 +86,8 @@ SIMD void block_sums(i16 *sum, const int rows, qsource s, const uint8_t *w, cons
     for (int step = 0; step < QSTEPS; step++) {
         const i16 v = source_step(s, w, step);
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++)
-            sum[r] = _mm512_dpbusd_epi32(sum[r], v, q_four(a[r * QACT_ROW].a + 4 * step));
+        for (int r = 0; r < rows; r++) /* the broadcast belongs to the operand, which the compiler does not see: + 5 % */
+            __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum[r]) : "v"(v), "m"(*(const int32_t *)(const void *)(a[r * QACT_ROW].a + 4 * step)));
     }
 #else
 #pragma GCC unroll 8
@@ -148,24 +148,22 @@ SIMD void qtile_run(const qtile *t, const int rows, const qsource s)
         v16_store_n(t->y + (size_t)r * t->ldy, acc[r], t->last);
 }
 
-/* tiles[source][rows - 1]; formats as stored have entries up to QFEW. */
+/* tiles[source][rows - 1] */
 #define QTILE_DEFINE(r, s) \
     static void tile_##s##_##r(const qtile *t) { qtile_run(t, r, s); }
 #define QTILE_ENTRY(r, s) [s][r - 1] = tile_##s##_##r,
-#define QTILE_3(X, s) X(1, s) X(2, s) X(3, s)
+#define QTILE_4(X, s) X(1, s) X(2, s) X(3, s) X(4, s)
+#define QTILE_8(X, s) QTILE_4(X, s) X(5, s) X(6, s) X(7, s) X(8, s)
 #if QVNNI
-#define QTILE_STORED(X, s) QTILE_3(X, s) X(4, s)
-#define QTILE_WIDE(X, s) QTILE_3(X, s) X(4, s) X(5, s) X(6, s) X(7, s) X(8, s) X(9, s) X(10, s) X(11, s) X(12, s)
+#define QTILE_ROWS(X, s) QTILE_8(X, s) X(9, s) X(10, s) X(11, s) X(12, s)
 #elif MOE_SIMD_512
-#define QTILE_STORED(X, s) QTILE_3(X, s) X(4, s)
-#define QTILE_WIDE(X, s) QTILE_3(X, s) X(4, s) X(5, s) X(6, s) X(7, s) X(8, s)
+#define QTILE_ROWS(X, s) QTILE_8(X, s)
 #else
-#define QTILE_STORED(X, s) QTILE_3(X, s)
-#define QTILE_WIDE(X, s) QTILE_3(X, s)
+#define QTILE_ROWS(X, s) QTILE_4(X, s)
 #endif
 #define QTILE_ALL(X)                                                                                              \
-    QTILE_STORED(X, FROM_Q4_0) QTILE_STORED(X, FROM_Q4_1) QTILE_STORED(X, FROM_Q8_0) QTILE_WIDE(X, WIDE_NIBBLE)   \
-    QTILE_WIDE(X, WIDE_NIBBLE_LEAST) QTILE_WIDE(X, WIDE_BYTE)
+    QTILE_ROWS(X, FROM_Q4_0) QTILE_ROWS(X, FROM_Q4_1) QTILE_ROWS(X, FROM_Q8_0) QTILE_ROWS(X, WIDE_NIBBLE)         \
+    QTILE_ROWS(X, WIDE_NIBBLE_LEAST) QTILE_ROWS(X, WIDE_BYTE)
 QTILE_ALL(QTILE_DEFINE)
 static const qtile_fn tiles[QSOURCES][QROWS] = {QTILE_ALL(QTILE_ENTRY)};
 

@@ -82,7 +82,8 @@ Test(numfmt, every_half_goes_to_fp32_and_back)
 Test(numfmt, halves_round_to_the_nearest_even)
 {
     for (uint32_t h = 0; h < 0x7c00; h++) {
-        const float a = half_to_float((uint16_t)h), b = h == 0x7bff ? 65536.0f : half_to_float((uint16_t)(h + 1)), middle = (a + b) / 2;
+        const float a = half_to_float((uint16_t)h), b = h == 0x7bff ? 65536.0f : half_to_float((uint16_t)(h + 1)),
+                    middle = (a + b) / 2;
         cr_assert_eq(half_from_float(middle), h % 2 ? h + 1 : h, "middle above %04x", h);
         cr_assert_eq(half_from_float(bits_float(float_bits(middle) - 1)), h, "below the middle above %04x", h);
         cr_assert_eq(half_from_float(bits_float(float_bits(middle) + 1)), h + 1, "above the middle above %04x", h);

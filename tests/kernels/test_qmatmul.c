@@ -50,8 +50,8 @@ static void *panels_new(const uint8_t *rows, numfmt f, int64_t N, int64_t K)
     memset(panels, 0xee, bytes + 64);
     qpanel_pack(panels, rows, numfmt_row_bytes(f, K), f, N, K, 0, N);
     for (int i = 0; i < 64; i++)
-        cr_assert_eq(panels[bytes + (size_t)i], 0xee, "%s %d x %d: byte %d past the panels was written", numfmt_about(f)->name, (int)N,
-                     (int)K, i);
+        cr_assert_eq(panels[bytes + (size_t)i], 0xee, "%s %d x %d: byte %d past the panels was written", numfmt_about(f)->name,
+                     (int)N, (int)K, i);
     return panels;
 }
 
@@ -97,10 +97,12 @@ typedef struct result {
 static result run(const product *p, qmatmul_fn fn, moe_stream *s)
 {
     result r = {{NULL}};
-    qmatmul_args a = {.M = p->M, .x = p->x, .ldx = p->ldx, .offset = p->offset, .G = p->G, .K = p->K, .accumulate = p->accumulate};
+    qmatmul_args a = {
+        .M = p->M, .x = p->x, .ldx = p->ldx, .offset = p->offset, .G = p->G, .K = p->K, .accumulate = p->accumulate};
     for (int m = 0; m < p->M; m++) {
         r.y[m] = test_new_filled(p->y_floats[m], 13 + (uint64_t)m);
-        a.mat[m] = (qmatrix){.y = r.y[m], .ldy = p->ldy[m], .w = (const void *const *)p->w[m], .format = p->format[m], .N = p->N[m]};
+        a.mat[m] =
+            (qmatrix){.y = r.y[m], .ldy = p->ldy[m], .w = (const void *const *)p->w[m], .format = p->format[m], .N = p->N[m]};
     }
     cr_assert_eq(fn(&a, s), MOE_OK, "%s", moe_error_text());
     return r;
@@ -123,8 +125,8 @@ static void compare_fn(const wanted *w, qmatmul_fn fn, moe_stream *s, const char
     result got = run(p, fn, s);
     for (int m = 0; m < p->M; m++) {
         char what[192];
-        snprintf(what, sizeof what, "%s: matrix %d (%s, %d x %d), %s%s", p->name, m, numfmt_about(p->format[m])->name, p->N[m], p->K,
-                 where, p->accumulate ? ", accumulate" : "");
+        snprintf(what, sizeof what, "%s: matrix %d (%s, %d x %d), %s%s", p->name, m, numfmt_about(p->format[m])->name, p->N[m],
+                 p->K, where, p->accumulate ? ", accumulate" : "");
         test_same(what, got.y[m], w->want.y[m], (size_t)p->rows, p->ldy[m], p->ldy[m]);
     }
     result_free(p, &got);
@@ -339,6 +341,24 @@ Test(qmatmul, packing_in_parts_is_packing)
     }
 }
 
+Test(qmatmul, the_fast_packing_is_the_plain_one)
+{
+    static const numfmt formats[] = {NUM_Q4_0, NUM_Q4_1, NUM_Q8_0};
+    enum { K = 160 };
+    for (size_t i = 0; i < sizeof formats / sizeof *formats && __builtin_cpu_supports("avx2"); i++) {
+        const qpanel_layout l = qpanel_about(formats[i]);
+        const size_t bytes = qpanel_bytes(formats[i], PANEL, K);
+        uint8_t *rows = rows_new(formats[i], PANEL, K, 9), *fast = aligned_alloc(64, bytes), *plain = aligned_alloc(64, bytes);
+        cr_assert(fast != NULL && plain != NULL);
+        memset(fast, 0, bytes), memset(plain, 0, bytes);
+        const size_t row = numfmt_row_bytes(formats[i], K), data = (size_t)(K / QBLOCK * l.data);
+        qpanel_pack_blocks_avx2(fast, fast + data, rows, row, K, l.side / PANEL, l.data / QLINE);
+        qpanel_pack_blocks(plain, plain + data, rows, row, K, l.side / PANEL, l.data / QLINE);
+        test_same_bytes(numfmt_about(formats[i])->name, fast, plain, bytes);
+        free(rows), free(fast), free(plain);
+    }
+}
+
 static void refuse(const moe_backend *b, moe_stream *s, const char *where, void *ctx)
 {
     const int32_t offset[] = {0, 0};
@@ -346,7 +366,8 @@ static void refuse(const moe_backend *b, moe_stream *s, const char *where, void 
     (void)ctx;
     a.mat[0] = (qmatrix){.format = NUM_Q4_0, .N = 16};
     cr_assert_eq(b->qmatmul(&a, s), MOE_E_CONFIG, "%s", where);
-    cr_assert_not_null(strstr(moe_error_text(), "48 inputs in q4_0: expected a multiple of 32"), "%s: %s", where, moe_error_text());
+    cr_assert_not_null(strstr(moe_error_text(), "48 inputs in q4_0: expected a multiple of 32"), "%s: %s", where,
+                       moe_error_text());
     a.M = QMATMUL_MOST + 1;
     cr_assert_eq(b->qmatmul(&a, s), MOE_E_CONFIG, "%s", where);
     a.M = 1, a.mat[0].format = NUM_FORMATS;
