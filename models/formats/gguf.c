@@ -136,7 +136,7 @@ static moe_err int_of(const gguf_header *h, const char *path, const char *key, i
 static char *part_path(const char *first, int i)
 {
     const size_t n = strlen(first), tail = strlen("00001-of-00000.gguf");
-    char *path = strdup(first), digits[8];
+    char *path = strdup(first), digits[16];
     if (path != NULL) {
         snprintf(digits, sizeof digits, "%05d", i + 1);
         memcpy(path + n - tail, digits, 5);
@@ -221,6 +221,33 @@ moe_err gguf_open(gguf **out, const char *path)
     g->parts = 1;
     TRY_GOTO(open_part(&g->part[0], path), rc, fail);
     TRY_GOTO(open_others(g), rc, fail);
+    TRY_GOTO(join_parts(g), rc, fail);
+    *out = g;
+    return MOE_OK;
+fail:
+    gguf_close(g);
+    return rc;
+}
+
+moe_err gguf_from_memory(gguf **out, const void *data, size_t bytes, const char *name)
+{
+    bool more;
+    moe_err rc;
+    *out = NULL;
+    gguf *g = calloc(1, sizeof *g);
+    if (g == NULL || (g->part = calloc(1, sizeof *g->part)) == NULL) {
+        free(g);
+        return moe_fail(MOE_E_OS, "out of memory");
+    }
+    part *p = &g->part[0];
+    g->parts = 1;
+    *p = (part){.path = strdup(name), .bytes = bytes, .text = malloc(bytes + 1)};
+    if (p->path == NULL || p->text == NULL) {
+        rc = moe_fail(MOE_E_OS, "out of memory");
+        goto fail;
+    }
+    memcpy(p->text, data, bytes);
+    TRY_GOTO(gguf_parse(&p->h, p->text, bytes, bytes, p->path, &more), rc, fail);
     TRY_GOTO(join_parts(g), rc, fail);
     *out = g;
     return MOE_OK;

@@ -20,6 +20,9 @@ typedef struct gguf_header {
 moe_err gguf_parse(gguf_header *out, const void *data, size_t bytes, uint64_t file_bytes, const char *name, bool *more) MOE_MUST_CHECK;
 void gguf_header_free(gguf_header *h);
 
+/* A file in memory, copied; one part. */
+moe_err gguf_from_memory(gguf **out, const void *data, size_t bytes, const char *name) MOE_MUST_CHECK;
+
 const char *gguf_type_name(gguf_type t);
 
 #endif

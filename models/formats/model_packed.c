@@ -10,6 +10,7 @@
 #include "models/formats/json_reader.h"
 #include "models/formats/model_private.h"
 #include "models/formats/packed.h"
+#include "models/text/tokenizer_gguf.h"
 
 enum { DENSE_FILE, EXPERTS_FILE, MAX_MANIFEST = 256 << 20 /* bytes; a sum is 16 of them, an expert one sum */ };
 
@@ -214,7 +215,7 @@ static moe_err add_data_file(model *m, const char *dir, const char *name)
 static moe_err find_tokenizer(model *m, const char *dir)
 {
     TRY(model_folder_with(&m->tokenizer, dir, "tokenizer.json"));
-    return m->tokenizer != NULL ? MOE_OK : model_folder_with(&m->tokenizer, dir, PACKED_TOKENIZER);
+    return m->tokenizer != NULL ? MOE_OK : model_folder_with(&m->tokenizer, dir, TOKENIZER_GGUF);
 }
 
 moe_err model_open_packed(model *m, const char *dir)

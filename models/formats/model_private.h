@@ -38,6 +38,5 @@ moe_err model_folder_with(char **out, const char *dir, const char *file) MOE_MUS
 moe_err model_rows_extent(model_extent *e, const char *path, const tensor_info *info, numfmt format) MOE_MUST_CHECK;
 
 #define PACKED_MANIFEST "packed.json"
-#define PACKED_TOKENIZER "tokenizer.gguf"
 
 #endif

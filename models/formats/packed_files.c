@@ -14,9 +14,8 @@
 #include <unistd.h>
 
 #include "engine/base/text.h"
-#include "models/formats/gguf_writer.h"
 #include "models/formats/hf_private.h"
-#include "models/formats/model_private.h"
+#include "models/text/tokenizer_gguf.h"
 
 enum { MAX_TOKENIZER = 512 << 20, SLACK = 1 << 20 /* bytes, for the manifest and the tokenizer */ };
 
@@ -172,23 +171,18 @@ out:
 
 static moe_err write_metadata(const char *path, const char *folder)
 {
-    static const char *const prefixes[] = {"tokenizer.", NULL};
-    gguf *g;
     text_buf t = {0};
-    moe_err rc;
-    TRY(gguf_open(&g, path));
-    TRY_GOTO(gguf_subset(g, prefixes, &t), rc, out);
-    TRY_GOTO(write_whole(folder, PACKED_TOKENIZER, t.data, t.used), rc, out);
-out:
+    moe_err rc = tokenizer_gguf_text(path, &t);
+    if (rc == MOE_OK)
+        rc = write_whole(folder, TOKENIZER_GGUF, t.data, t.used);
     text_free(&t);
-    gguf_close(g);
     return rc;
 }
 
 moe_err packed_copy_tokenizer(const model *m, const char *folder)
 {
     static const char *const names[] = {"tokenizer.json",       "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-                                        "generation_config.json", PACKED_TOKENIZER};
+                                        "generation_config.json", TOKENIZER_GGUF};
     if (model_tokenizer(m) == NULL)
         return MOE_OK;
     if (model_kind_of(m) == MODEL_GGUF)

@@ -216,7 +216,7 @@ moe_err bpe_add_merge(bpe *b, int64_t rank, const char *left, size_t nleft, cons
     return MOE_OK;
 }
 
-moe_err bpe_finish(bpe *b, bool whole_words)
+moe_err bpe_finish(bpe *b, bool whole_words, bool all_bytes)
 {
     b->whole_words = whole_words;
     if (b->merge_slots == 0)
@@ -224,7 +224,7 @@ moe_err bpe_finish(bpe *b, bool whole_words)
     for (int c = 0; c < 256; c++) {
         const char byte = (char)c;
         b->byte_id[c] = bpe_find(b, &byte, 1);
-        if (b->byte_id[c] < 0)
+        if (b->byte_id[c] < 0 && all_bytes)
             return moe_fail(MOE_E_DATA, "vocabulary: byte 0x%02x is not in it; a byte-level vocabulary holds all 256", c);
     }
     return MOE_OK;
@@ -272,11 +272,21 @@ static const merge *find_merge(const bpe *b, int32_t left, int32_t right)
     return m->pair == EMPTY_PAIR ? NULL : m;
 }
 
-static size_t merge_short(const bpe *b, const char *word, size_t n, int32_t *id)
+/* The ids of a word's bytes, without those that are no piece; returns how many. */
+static size_t byte_ids(const bpe *b, const char *word, size_t n, int32_t *id)
+{
+    size_t out = 0;
+    for (size_t i = 0; i < n; i++) {
+        id[out] = b->byte_id[(unsigned char)word[i]];
+        out += id[out] >= 0;
+    }
+    return out;
+}
+
+static size_t merge_short(const bpe *b, const char *word, size_t bytes, int32_t *id)
 {
     uint32_t rank[SHORT_WORD];
-    for (size_t i = 0; i < n; i++)
-        id[i] = b->byte_id[(unsigned char)word[i]];
+    size_t n = byte_ids(b, word, bytes, id);
     for (size_t i = 0; i + 1 < n; i++) {
         const merge *m = find_merge(b, id[i], id[i + 1]);
         rank[i] = m ? m->rank : NO_RANK;
@@ -353,11 +363,11 @@ static void push_pair(const bpe *b, bpe_room *r, size_t *heap_n, int32_t at)
 }
 
 /* Leaves the ids in r->id[0, result). */
-static size_t merge_long(const bpe *b, bpe_room *r, const char *word, size_t n)
+static size_t merge_long(const bpe *b, bpe_room *r, const char *word, size_t bytes)
 {
     size_t heap_n = 0;
+    const size_t n = byte_ids(b, word, bytes, r->id);
     for (size_t i = 0; i < n; i++) {
-        r->id[i] = b->byte_id[(unsigned char)word[i]];
         r->prev[i] = (int32_t)i - 1;
         r->next[i] = i + 1 < n ? (int32_t)i + 1 : -1;
     }
@@ -379,7 +389,7 @@ static size_t merge_long(const bpe *b, bpe_room *r, const char *word, size_t n)
         push_pair(b, r, &heap_n, at);
     }
     size_t out = 0;
-    for (int32_t i = 0; i >= 0; i = r->next[i])
+    for (int32_t i = n > 0 ? 0 : -1; i >= 0; i = r->next[i])
         r->id[out++] = r->id[i];
     return out;
 }

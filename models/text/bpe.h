@@ -25,8 +25,9 @@ void bpe_close(bpe *b);
 moe_err bpe_add_piece(bpe *b, int32_t id, const char *bytes, size_t n, bool plain) MOE_MUST_CHECK;
 /* Merge number `rank` joins two plain pieces into a third; all three must be there. */
 moe_err bpe_add_merge(bpe *b, int64_t rank, const char *left, size_t nleft, const char *right, size_t nright) MOE_MUST_CHECK;
-/* MOE_E_DATA when one of the 256 bytes is no piece. whole_words: a word that is a piece needs no merges ("ignore_merges"). */
-moe_err bpe_finish(bpe *b, bool whole_words) MOE_MUST_CHECK;
+/* whole_words: a word that is a piece needs no merges ("ignore_merges"). all_bytes: MOE_E_DATA when one of the 256 bytes is no piece; otherwise
+ * such bytes are left out of every word. */
+moe_err bpe_finish(bpe *b, bool whole_words, bool all_bytes) MOE_MUST_CHECK;
 
 int32_t bpe_ids(const bpe *b);                                           /* highest id + 1                 */
 int32_t bpe_find(const bpe *b, const char *bytes, size_t n);             /* id of a plain piece, -1: none  */

@@ -1,7 +1,7 @@
 /* The way of a text: added tokens -> NFC -> added tokens of normalized text -> words -> merges.
  * Each thread that encodes borrows a workroom (match data, word cache, buffers) from a list under a lock, so that encoding itself
  * shares nothing. Everything else is read-only once open.
- * EOS: eos_token of tokenizer_config.json, else the first of the well-known names that is an added token. */
+ * EOS: eos_token of tokenizer_config.json, else the first of the well-known names that is an added token; a GGUF file says it. */
 #include "models/text/tokenizer.h"
 
 #include <errno.h>
@@ -14,7 +14,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "models/formats/gguf.h"
 #include "models/text/tokenizer_file.h"
+#include "models/text/tokenizer_gguf.h"
 #include "models/text/utf8.h"
 
 enum { FILE_LIMIT = 512 << 20 }; /* bytes: the largest real one is 33 MB */
@@ -28,8 +30,9 @@ typedef struct workroom {
 
 struct tokenizer {
     tokenizer_parts parts;
-    int32_t eos;
-    char *path, *dir; /* of tokenizer.json; NULL for plain bytes */
+    tokenizer_ends ends;
+    bool gguf;
+    char *path, *dir; /* of tokenizer.json or of the GGUF file; NULL for plain bytes */
     char byte[256];
     pthread_mutex_t lock; /* guards rooms */
     workroom *rooms;
@@ -68,16 +71,25 @@ static char *join(const char *dir, const char *name)
     return asprintf(&s, "%s/%s", dir, name) < 0 ? NULL : s;
 }
 
-/* path and dir of the file; a folder means its tokenizer.json. */
+/* path and dir of the file; a folder means its tokenizer.json, or else its tokenizer.gguf. */
 static moe_err find_file(tokenizer *t, const char *path)
 {
     struct stat st;
     if (stat(path, &st) != 0)
-        return moe_fail(MOE_E_NOINPUT, "%s: %s (expected a tokenizer.json, a folder with one, or \"bytes\")", path,
+        return moe_fail(MOE_E_NOINPUT, "%s: %s (expected a tokenizer.json, a folder with one, a GGUF file, or \"bytes\")", path,
                         strerror(errno));
     if (S_ISDIR(st.st_mode)) {
         t->dir = strdup(path);
         t->path = join(path, "tokenizer.json");
+        if (t->path && access(t->path, F_OK) != 0) {
+            char *other = join(path, TOKENIZER_GGUF);
+            if (other && access(other, F_OK) == 0) {
+                free(t->path);
+                t->path = other;
+            } else {
+                free(other);
+            }
+        }
     } else {
         const char *slash = strrchr(path, '/');
         t->dir = slash ? strndup(path, slash == path ? 1 : (size_t)(slash - path)) : strdup(".");
@@ -110,7 +122,7 @@ static moe_err find_eos(tokenizer *t)
     const char *text = NULL;
     size_t bytes = 0;
     moe_err rc = MOE_OK;
-    t->eos = -1;
+    t->ends.eos = -1;
     if (!path)
         return moe_fail(MOE_E_OS, "no memory for a path");
     if (access(path, F_OK) == 0) {
@@ -118,13 +130,13 @@ static moe_err find_eos(tokenizer *t)
         TRY_GOTO(tokenizer_config_eos(path, text, bytes, &eos), rc, done);
     }
     if (eos) {
-        t->eos = id_of(t, eos);
-        if (t->eos < 0)
+        t->ends.eos = id_of(t, eos);
+        if (t->ends.eos < 0)
             rc = moe_fail(MOE_E_DATA, "%s: eos_token \"%s\" is no token of %s", path, eos, t->path);
         goto done;
     }
-    for (size_t i = 0; t->eos < 0 && i < sizeof known / sizeof known[0]; i++)
-        t->eos = id_of(t, known[i]);
+    for (size_t i = 0; t->ends.eos < 0 && i < sizeof known / sizeof known[0]; i++)
+        t->ends.eos = id_of(t, known[i]);
 done:
     if (text)
         munmap((void *)text, bytes);
@@ -133,11 +145,23 @@ done:
     return rc;
 }
 
+static moe_err load_gguf(tokenizer *t)
+{
+    gguf *g;
+    TRY(gguf_open(&g, t->path));
+    const moe_err rc = tokenizer_gguf_parse(&t->parts, &t->ends, g);
+    gguf_close(g);
+    return rc;
+}
+
 static moe_err load(tokenizer *t, const char *path)
 {
     const char *text;
     size_t bytes;
     TRY(find_file(t, path));
+    t->gguf = gguf_is(t->path);
+    if (t->gguf)
+        return load_gguf(t);
     TRY(map_file(t->path, &text, &bytes));
     const moe_err rc = tokenizer_file_parse(&t->parts, t->path, text, bytes);
     munmap((void *)text, bytes);
@@ -151,7 +175,7 @@ moe_err tokenizer_open(tokenizer **out, const char *path)
     if (!t)
         return moe_fail(MOE_E_OS, "no memory for a tokenizer");
     pthread_mutex_init(&t->lock, NULL);
-    t->eos = -1;
+    t->ends = (tokenizer_ends){-1, -1};
     for (int c = 0; c < 256; c++)
         t->byte[c] = (char)c;
     t->parts.bytes = strcmp(path, "bytes") == 0;
@@ -191,7 +215,9 @@ bool tokenizer_is_bytes(const tokenizer *t) { return t->parts.bytes; }
 
 int tokenizer_vocab(const tokenizer *t) { return t->parts.bytes ? 256 : bpe_ids(t->parts.model); }
 
-int32_t tokenizer_eos(const tokenizer *t) { return t->eos; }
+int32_t tokenizer_eos(const tokenizer *t) { return t->ends.eos; }
+
+int32_t tokenizer_bos(const tokenizer *t) { return t->ends.bos; }
 
 bool tokenizer_is_special(const tokenizer *t, int32_t id)
 {
@@ -352,6 +378,18 @@ done:
     return rc;
 }
 
+static moe_err save_gguf(const tokenizer *t, const char *dir)
+{
+    text_buf text = {0};
+    char *path = join(dir, TOKENIZER_GGUF);
+    moe_err rc = path ? tokenizer_gguf_text(t->path, &text) : moe_fail(MOE_E_OS, "no memory for a path");
+    if (rc == MOE_OK)
+        rc = write_file(path, text.data, text.used);
+    text_free(&text);
+    free(path);
+    return rc;
+}
+
 moe_err tokenizer_save(const tokenizer *t, const char *dir)
 {
     static const char *const beside[] = {"tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"};
@@ -362,6 +400,8 @@ moe_err tokenizer_save(const tokenizer *t, const char *dir)
         free(path);
         return rc;
     }
+    if (t->gguf)
+        return save_gguf(t, dir);
     TRY(copy_file(t->path, dir, "tokenizer.json"));
     for (size_t i = 0; i < sizeof beside / sizeof beside[0]; i++) {
         char *path = join(t->dir, beside[i]);

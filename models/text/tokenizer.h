@@ -1,5 +1,5 @@
-/* Text <-> token ids. Byte-level BPE from tokenizer.json (GPT-2 / Qwen / Llama-3 kind: PCRE2 split, merges, added tokens) and
- * plain bytes. The file is hostile until checked; what is not supported is an error at load that names the component. Thread-safe
+/* Text <-> token ids. Byte-level BPE from tokenizer.json or a GGUF file (GPT-2 / Qwen / Llama-3 kind: PCRE2 split, merges, added tokens)
+ * and plain bytes. The file is hostile until checked; what is not supported is an error at load that names the component. Thread-safe
  * once loaded. */
 #ifndef MOE_MODELS_TEXT_TOKENIZER_H
 #define MOE_MODELS_TEXT_TOKENIZER_H
@@ -12,12 +12,14 @@
 
 typedef struct tokenizer tokenizer;
 
-/* path: "bytes", a tokenizer.json, or a folder that holds one (tokenizer_config.json beside it names the EOS). */
+/* path: "bytes", a tokenizer.json, a GGUF file, or a folder that holds a tokenizer.json (tokenizer_config.json beside it names the EOS) or a
+ * tokenizer.gguf. */
 moe_err tokenizer_open(tokenizer **out, const char *path) MOE_MUST_CHECK;
 void tokenizer_close(tokenizer *t);
 bool tokenizer_is_bytes(const tokenizer *t);
 int tokenizer_vocab(const tokenizer *t);   /* number of ids, added tokens included                */
 int32_t tokenizer_eos(const tokenizer *t); /* -1: none (bytes)                                    */
+int32_t tokenizer_bos(const tokenizer *t); /* the token that stands before every text, -1: none (tokenizer_encode does not add it) */
 bool tokenizer_is_special(const tokenizer *t, int32_t id); /* an added token with "special": true  */
 
 /* Appends ids of text[0, bytes) to *ids (malloc'ed, grown; *n, *capacity updated). specials: text of added special tokens becomes
@@ -32,7 +34,7 @@ moe_err tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, boo
 moe_err tokenizer_piece(const tokenizer *t, int32_t id, const char **bytes, size_t *n) MOE_MUST_CHECK;
 
 /* Copies the tokenizer's files into a folder (prepare keeps them beside the data; bytes writes {"type": "bytes"} as
- * tokenizer.json). */
+ * tokenizer.json; from a GGUF file: its tokenizer as tokenizer.gguf). */
 moe_err tokenizer_save(const tokenizer *t, const char *dir) MOE_MUST_CHECK;
 
 #endif

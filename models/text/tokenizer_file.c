@@ -31,8 +31,7 @@ static int byte_of_letter(uint32_t cp)
     return (int)(k <= 0x20 ? k : k == 0x43 ? 0xAD : 0x7F + (k - 0x21));
 }
 
-/* A string of vocab or merges -> bytes, in place; false when a character is not in the alphabet (left as it is). */
-static bool letters_to_bytes(char *s, size_t *n)
+bool tokenizer_letters_to_bytes(char *s, size_t *n)
 {
     uint32_t cp;
     for (size_t i = 0; i < *n;) {
@@ -143,7 +142,7 @@ static moe_err read_vocab(json_reader r, bpe *model, text_buffer *b)
         TRY(tokenizer_decode(&r, b));
         int64_t id;
         TRY(json_get_int(&r, 0, highest_id(&r), &id));
-        const bool plain = b->n > 0 && letters_to_bytes(b->data, &b->n);
+        const bool plain = b->n > 0 && tokenizer_letters_to_bytes(b->data, &b->n);
         if (bpe_add_piece(model, (int32_t)id, b->data, b->n, plain) != MOE_OK)
             return tokenizer_locate(&r);
     }
@@ -186,7 +185,7 @@ static moe_err read_merges(json_reader r, bpe *model, text_buffer *b)
         TRY(read_pair(&r, e, b, &left));
         size_t n = left, m = b->n - left;
         char *const right = b->data + left;
-        const bool plain = letters_to_bytes(b->data, &n) && letters_to_bytes(right, &m);
+        const bool plain = tokenizer_letters_to_bytes(b->data, &n) && tokenizer_letters_to_bytes(right, &m);
         if (!plain)
             return json_fail(&r, MOE_E_DATA, "merge %lld has characters that stand for no byte", (long long)rank);
         if (bpe_add_merge(model, rank, b->data, n, right, m) != MOE_OK)
@@ -206,7 +205,7 @@ static moe_err settle_added(json_reader *r, tokenizer_parts *p, const text_buffe
         return moe_fail(MOE_E_OS, "no memory for an added token");
     memcpy(copy, content->data, content->n);
     size_t m = content->n;
-    letters_to_bytes(copy, &m);
+    tokenizer_letters_to_bytes(copy, &m);
     const bool same = m == n && memcmp(copy, bytes, n) == 0;
     free(copy);
     return same ? MOE_OK
@@ -298,7 +297,7 @@ static moe_err parse_parts(tokenizer_parts *p, sections *s, const char *name, te
     TRY(read_merges(s->merges, p->model, b));
     if (s->added.text)
         TRY(read_added(s->added, p, b));
-    if (bpe_finish(p->model, whole_words) == MOE_OK)
+    if (bpe_finish(p->model, whole_words, true) == MOE_OK)
         return MOE_OK;
     char text[512];
     moe_error_take(text, sizeof text);

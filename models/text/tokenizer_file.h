@@ -25,6 +25,9 @@ typedef struct tokenizer_parts {
 moe_err tokenizer_file_parse(tokenizer_parts *p, const char *name, const char *text, size_t bytes) MOE_MUST_CHECK;
 void tokenizer_parts_free(tokenizer_parts *p);
 
+/* A piece in GPT-2's alphabet -> bytes, in place; false when a character is not in the alphabet (left as it is). The text is valid UTF-8. */
+bool tokenizer_letters_to_bytes(char *s, size_t *n);
+
 /* eos_token of a tokenizer_config.json: malloc'ed, *eos NULL when it is absent or null. */
 moe_err tokenizer_config_eos(const char *name, const char *text, size_t bytes, char **eos) MOE_MUST_CHECK;
 

@@ -286,7 +286,7 @@ static void make_merges(bpe *b, test_merges *m, unsigned *seed)
         snprintf(m->right[m->n++], 64, "%s", right);
         snprintf(parts[count++], 64, "%.63s", both);
     }
-    cr_assert_eq(bpe_finish(b, false), MOE_OK);
+    cr_assert_eq(bpe_finish(b, false, true), MOE_OK);
 }
 
 /* The definition: the lowest rank anywhere, its leftmost place, join, again. */
