@@ -46,6 +46,15 @@ static void same_numbers(const char *what, const char *which, const double *got,
         cr_assert(memcmp(&got[s], &want[s], sizeof *got) == 0, "%s: step %d: %s %.17g, expected %.17g", what, s + 1, which, got[s], want[s]);
 }
 
+static void same_outcome(const char *what, const outcome *got, const outcome *want)
+{
+    same_numbers(what, "loss", got->loss, want->loss);
+    same_numbers(what, "gradient norm", got->norm, want->norm);
+    same_numbers(what, "aux loss", got->aux, want->aux);
+    same_numbers(what, "z loss", got->z, want->z);
+    cr_assert(got->hash == want->hash, "%s: weights and moments differ after %d steps", what, STEPS);
+}
+
 static void same(const char *what, const char *extra, const char *const *sets)
 {
     if (!have_expected) {
@@ -53,11 +62,7 @@ static void same(const char *what, const char *extra, const char *const *sets)
         have_expected = true;
     }
     const outcome got = train(what, extra, sets, false);
-    same_numbers(what, "loss", got.loss, expected.loss);
-    same_numbers(what, "gradient norm", got.norm, expected.norm);
-    same_numbers(what, "aux loss", got.aux, expected.aux);
-    same_numbers(what, "z loss", got.z, expected.z);
-    cr_assert(got.hash == expected.hash, "%s: weights and moments differ after %d steps", what, STEPS);
+    same_outcome(what, &got, &expected);
 }
 
 /* The least memory the small model runs in, as a --set. */
@@ -83,6 +88,18 @@ Test(bitwise, micro_batches)
 {
     same("small_micro", "", (const char *[]){"train.micro_batch_tokens=16", NULL});
     same("one_micro", "", (const char *[]){"train.micro_batch_tokens=128", NULL});
+}
+
+/* Biases of the projections: their gradients are chains over the tokens too. Scaled frequencies beside them. */
+Test(bitwise, biases)
+{
+#define BIASES "model.attention_bias=true", "model.rope_type=linear", "model.rope_factor=3"
+    const outcome want = train("biases", "", (const char *[]){BIASES, "run.threads=1", "train.micro_batch_tokens=16", NULL}, false);
+    const outcome got = train("biases_whole", "", (const char *[]){BIASES, "run.threads=3", "train.micro_batch_tokens=128", NULL}, false);
+    const outcome without = train("no_biases", "", NULL, false);
+    same_outcome("biases", &got, &want);
+    cr_assert(without.hash != want.hash, "biases change nothing");
+#undef BIASES
 }
 
 Test(bitwise, smallest_memory)

@@ -188,6 +188,39 @@ Test(spec, one_matrix_for_what_is_multiplied_together)
     free(t);
 }
 
+/* What torch computes for theta 5e5, heads of 128: Llama 3.1's scaling of 8 over 8192 positions, and division by 2.5. */
+Test(spec, rope_frequencies)
+{
+    static const struct {
+        int i;
+        float plain, llama3, linear;
+    } want[] = {
+        {0, 0x1p+0f, 0x1p+0f, 0x1.99999ap-2f},
+        {1, 0x1.a11582p-1f, 0x1.a11582p-1f, 0x1.4daacep-2f},
+        {20, 0x1.0f5386p-6f, 0x1.0f5386p-6f, 0x1.b21f3cp-8f},
+        {28, 0x1.a4ee4p-9f, 0x1.a4ee4p-9f, 0x1.50be9ap-10f},
+        {29, 0x1.56e5b8p-9f, 0x1.1bfa0cp-9f, 0x1.12516p-10f},
+        {30, 0x1.175482p-9f, 0x1.67a23ap-10f, 0x1.beed9cp-11f},
+        {34, 0x1.ec07d4p-11f, 0x1.765ba4p-13f, 0x1.899fdcp-12f},
+        {36, 0x1.46831ap-11f, 0x1.46831ap-14f, 0x1.0535aep-12f},
+        {40, 0x1.1f91fp-12f, 0x1.1f91fp-15f, 0x1.cc1cb4p-14f},
+        {63, 0x1.4985fep-19f, 0x1.4985fep-22f, 0x1.079e64p-20f},
+    };
+    static const char *const pairs[] = {
+        "rope_theta=500000", "rope_theta=500000 rope_type=llama3 rope_factor=8 rope_original_max_position_embeddings=8192",
+        "rope_theta=500000 rope_type=linear rope_factor=2.5"};
+    for (int kind = 0; kind < 3; kind++) {
+        model_spec m;
+        float got[64];
+        cr_assert_eq(make_spec(&m, "llama", pairs[kind]), MOE_OK, "%s", moe_error_text());
+        spec_rope_frequencies(&m, got);
+        for (size_t k = 0; k < sizeof want / sizeof *want; k++) {
+            const float w = kind == 0 ? want[k].plain : kind == 1 ? want[k].llama3 : want[k].linear;
+            cr_assert(got[want[k].i] == w, "%s: %d: got %a, torch %a", pairs[kind], want[k].i, (double)got[want[k].i], (double)w);
+        }
+    }
+}
+
 Test(spec, published_models)
 {
     model_spec m;
