@@ -107,15 +107,16 @@ value template_json_read(room *m, const char *what, const char *text, size_t n, 
 
 static void write_string(buffer *b, const str *s, bool ascii)
 {
+    static const char escaped[] = "\"\\\b\f\n\r\t", letters[] = "\"\\bfnrt";
     buffer_text(b, "\"");
     for (size_t i = 0; i < s->n;) {
         uint32_t cp;
         char out[16] = "";
         const size_t n = utf8_decode(s->p + i, s->n - i, &cp);
-        const char *at = cp > 0 && cp < 0x80 ? strchr("\"\\\b\f\n\r\t", (int)cp) : NULL;
+        const char *at = cp > 0 && cp < 0x80 ? strchr(escaped, (int)cp) : NULL;
         if (at != NULL)
-            snprintf(out, sizeof out, "\\%c", "\"\\bfnrt"[at - strchr("\"\\\b\f\n\r\t", '"')]);
-        else if (cp < 0x20 || (ascii && cp >= 0x7F && cp < 0x10000 && cp != 0x7F))
+            snprintf(out, sizeof out, "\\%c", letters[at - escaped]);
+        else if (cp < 0x20 || (ascii && cp >= 0x7F && cp < 0x10000))
             snprintf(out, sizeof out, "\\u%04x", cp);
         else if (ascii && cp >= 0x10000)
             snprintf(out, sizeof out, "\\u%04x\\u%04x", 0xD800 + ((cp - 0x10000) >> 10), 0xDC00 + ((cp - 0x10000) & 0x3FF));

@@ -172,7 +172,7 @@ typedef enum node_kind {
     N_SLICE, N_CALL, N_FILTER, N_TEST, N_NSREF,
 } node_kind;
 
-typedef enum op { OP_EQ, OP_NE, OP_LT, OP_LE, OP_GT, OP_GE, OP_IN, OP_NOT_IN, OP_ADD, OP_SUB, OP_MUL, OP_DIV, OP_FLOORDIV, OP_MOD, OP_POW } op;
+typedef enum tree_op { OP_EQ, OP_NE, OP_LT, OP_LE, OP_GT, OP_GE, OP_IN, OP_NOT_IN, OP_ADD, OP_SUB, OP_MUL, OP_DIV, OP_FLOORDIV, OP_MOD, OP_POW } tree_op;
 
 typedef struct node {
     node_kind kind;
@@ -195,6 +195,7 @@ struct macro {
 };
 
 node *template_parse_all(room *m, const token_list *tokens);
+const node *template_body(const chat_template *t, const char **name);
 
 typedef struct parser {
     room *m;
@@ -240,7 +241,6 @@ typedef struct arguments { /* evaluated */
 } arguments;
 
 value template_eval(run *r, const node *n);
-void template_run(run *r, const node *body);
 value template_call_macro(run *r, const macro *f, const arguments *a);
 value template_call_function(run *r, int64_t which, const arguments *a);
 int template_find_function(const str *name); /* -1: none */
