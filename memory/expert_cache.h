@@ -1,7 +1,7 @@
 /* The host tier of a model that is only read: experts in RAM slots over files in place (an expert = up to three unaligned ranges) or
  * packed records (one aligned range). Reads whole experts, many in flight, through memory/io.h; what lands is handed to `land`, which
  * lays it out as the kernels want it. Evicts by policy (memory/cache_policy.h) only what is not leased.
- * Threads: all calls from the compute thread; reads are carried by the io queue's own means.
+ * Threads: all calls, open and close too, from one thread (the computing one); reads are carried by the io queue's own means.
  * Rule: a leased section is never evicted, moved or overwritten; a lease is released exactly once. */
 #ifndef MOE_MEMORY_EXPERT_CACHE_H
 #define MOE_MEMORY_EXPERT_CACHE_H
