@@ -27,6 +27,7 @@ typedef struct rope_scaling {
 /* How a family's checkpoints name the tensors of an MoE block. */
 typedef enum tensor_naming {
     NAMES_QWEN,    /* mlp.gate, mlp.experts.N.gate_proj, mlp.shared_expert.gate_proj          */
+    NAMES_DEEPSEEK, /* as Qwen, mlp.shared_experts.gate_proj; layers behind the last one (multi-token prediction) are not read */
     NAMES_MIXTRAL, /* block_sparse_moe.gate, block_sparse_moe.experts.N.w1 (gate), w3 (up), w2 (down) */
 } tensor_naming;
 
@@ -36,6 +37,7 @@ typedef struct model_spec {
     int L;                          /* num_hidden_layers                               */
     int V;                          /* vocab_size                                      */
     int H, Hkv, hd;                 /* heads, kv heads, head_dim                       */
+    int rotary;                     /* floats of a head that the rotary embedding turns: hd, or its first ones */
     int F;                          /* moe_intermediate_size                           */
     int E, K;                       /* num_experts, num_experts_per_tok; 0 in a dense model */
     int F_dense;                    /* intermediate_size of dense layers               */
@@ -146,8 +148,8 @@ moe_err spec_tensors(const model_spec *m, tensor_info **out, int64_t *n) MOE_MUS
 /* The three tensors (gate, up, down) of one expert, without building the table. */
 void spec_expert_tensors(const model_spec *m, int layer, int expert, tensor_info out[3]);
 
-/* out[i], i < hd/2: radians per position of the pair (i, i + hd/2), by rope_theta and the scaling rule; for rope_table. Rounded to
- * fp32 after every operation of transformers' _compute_..._rope_parameters. And the table of positions 0 .. S-1 made of them, [2, S, hd/2]. */
+/* out[i], i < rotary/2: radians per position of the pair (i, i + rotary/2), by rope_theta and the scaling rule; for rope_table. Rounded to
+ * fp32 after every operation of transformers' _compute_..._rope_parameters. And the table of positions 0 .. S-1 made of them, [2, S, rotary/2]. */
 void spec_rope_frequencies(const model_spec *m, float *out);
 void spec_rope_table(const model_spec *m, int S, float *table);
 

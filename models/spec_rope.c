@@ -24,8 +24,8 @@ static float llama3_frequency(const rope_scaling *r, float inv_freq)
 
 void spec_rope_frequencies(const model_spec *m, float *out)
 {
-    for (int i = 0; i < m->hd / 2; i++) {
-        const float exponent = (float)(2 * i) / (float)m->hd;
+    for (int i = 0; i < m->rotary / 2; i++) {
+        const float exponent = (float)(2 * i) / (float)m->rotary;
         const float inv_freq = 1.0f / (float)moe_pow(m->rope_theta, (double)exponent);
         switch (m->rope.type) {
         case ROPE_DEFAULT:
@@ -43,7 +43,7 @@ void spec_rope_frequencies(const model_spec *m, float *out)
 
 void spec_rope_table(const model_spec *m, int S, float *table)
 {
-    float *last = table + (2 * (size_t)S - 1) * (size_t)(m->hd / 2);
+    float *last = table + (2 * (size_t)S - 1) * (size_t)(m->rotary / 2);
     spec_rope_frequencies(m, last);
-    rope_table(table, S, m->hd, last);
+    rope_table(table, S, m->rotary, last);
 }

@@ -10,14 +10,15 @@
 #include "models/spec.h"
 
 typedef struct block_names {
-    const char *moe, *gate, *up, *down; /* of the MoE block; of a projection of an expert */
+    const char *moe, *shared, *gate, *up, *down; /* the MoE block, the shared expert in it, projections of an expert */
 } block_names;
 
 static const block_names NAMES[] = {
-    [NAMES_QWEN] = {"mlp", "gate_proj", "up_proj", "down_proj"},
-    [NAMES_MIXTRAL] = {"block_sparse_moe", "w1", "w3", "w2"},
+    [NAMES_QWEN] = {"mlp", "shared_expert", "gate_proj", "up_proj", "down_proj"},
+    [NAMES_DEEPSEEK] = {"mlp", "shared_experts", "gate_proj", "up_proj", "down_proj"},
+    [NAMES_MIXTRAL] = {"block_sparse_moe", "shared_expert", "w1", "w3", "w2"},
 };
-static const block_names DENSE_NAMES = {"mlp", "gate_proj", "up_proj", "down_proj"}; /* of a dense layer or a shared expert */
+static const block_names DENSE_NAMES = {"mlp", "", "gate_proj", "up_proj", "down_proj"}; /* of a dense layer or a shared expert */
 
 /* The tensor table: emit() counts when t == NULL, so that the count and the table cannot disagree. */
 
@@ -132,7 +133,7 @@ static void emit_dense(table *b, const model_spec *m, int l)
         emit(b, bias, "model.layers.%d.%s.gate.e_score_correction_bias", l, moe);
     }
     if (at.shared_w1 >= 0) {
-        snprintf(prefix, sizeof prefix, "model.layers.%d.%s.shared_expert", l, moe);
+        snprintf(prefix, sizeof prefix, "model.layers.%d.%s.%s", l, moe, NAMES[m->names].shared);
         like.role = ROLE_SHARED_GATE;
         emit_swiglu(b, m, like, m->F_shared, at.shared_w1, at.shared_w2, prefix, &DENSE_NAMES);
         if (at.shared_gate >= 0)

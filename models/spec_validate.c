@@ -20,6 +20,9 @@ static moe_err validate_rope(const model_spec *m)
     const rope_scaling *r = &m->rope;
     if (!(m->rope_theta > 0) || !isfinite(m->rope_theta))
         return moe_fail(MOE_E_CONFIG, "rope_theta is %g: expected a number > 0", m->rope_theta);
+    if (m->rotary < 2 || m->rotary > m->hd || m->rotary % 2 != 0)
+        return moe_fail(MOE_E_CONFIG, "partial_rotary_factor makes %d of head_dim (%d) turn: expected an even number, 2 to head_dim",
+                        m->rotary, m->hd);
     if (!(r->factor >= 1) || !isfinite(r->factor))
         return moe_fail(MOE_E_CONFIG, "rope_factor is %g: expected a number >= 1", r->factor);
     if (r->type == ROPE_DEFAULT && r->factor != 1)

@@ -20,6 +20,7 @@ static moe_err rotate(decoder *d, float *x, const float *table, int heads, int64
 {
     const rope_args a = {
         .x = x, .table = table, .ld = (size_t)d->QKV, .T = n, .S = S, .heads = heads, .hd = d->c.spec->hd, .inverse = inverse,
+        .rotary = d->c.spec->rotary,
     };
     return d->c.be->rope(&a, d->c.stream);
 }

@@ -31,7 +31,7 @@ static size_t place_sections(dense_part *d, const model_spec *spec)
 
 static size_t rope_floats(const model_spec *spec, int seq_len)
 {
-    return pad_floats((size_t)seq_len * (size_t)spec->hd, 16);
+    return pad_floats((size_t)seq_len * (size_t)spec->rotary, 16);
 }
 
 static size_t layout_arrays(dense_part *d, const model_spec *spec, int seq_len, bool training, float *base)

@@ -25,7 +25,7 @@ typedef struct dense_part {
     head_layout head_layout;
     dense_range *range;      /* [nranges] what AdamW updates (not the correction biases)    */
     int nranges;
-    float *rope;             /* [2, S, hd/2]                                                */
+    float *rope;             /* [2, S, rotary/2]                                            */
     void *memory;
 } dense_part;
 

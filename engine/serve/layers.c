@@ -44,7 +44,8 @@ static void add_bias(float *y, const float *bias, int64_t T, int n)
 
 static moe_err rotate(serve *s, float *x, int heads, int64_t T)
 {
-    const rope_args a = {.x = x, .table = s->w.rope, .ld = (size_t)(heads * s->spec->hd), .T = T, .S = (int)T, .heads = heads, .hd = s->spec->hd};
+    const rope_args a = {.x = x, .table = s->w.rope, .ld = (size_t)(heads * s->spec->hd), .T = T, .S = (int)T, .heads = heads, .hd = s->spec->hd,
+                         .rotary = s->spec->rotary};
     return s->c.be->rope(&a, s->c.stream);
 }
 

@@ -48,7 +48,7 @@ static moe_err check_spans(const serve *s, const serve_span *span, int n, int64_
 static void rope_rows(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const serve *s = ctx;
-    const size_t half = (size_t)s->spec->hd / 2;
+    const size_t half = (size_t)s->spec->rotary / 2;
     float *cosine = s->w.rope, *sine = s->w.rope + half * (size_t)s->w.T;
     (void)worker;
     for (size_t t = (size_t)begin; t < (size_t)end; t++)

@@ -16,8 +16,8 @@ typedef struct sampler {
     int64_t capacity;   /* tokens of prompt and answer together */
     int64_t n;          /* tokens so far                        */
     float *cache;       /* [L, capacity, QKV] q, k after norm and rope, v */
-    float *table;       /* [2, 1, hd/2] rope of one position    */
-    float *rope;        /* [2, capacity, hd/2]                  */
+    float *table;       /* [2, 1, rotary/2] rope of one position */
+    float *rope;        /* [2, capacity, rotary/2]              */
     float *o, *lse;     /* [capacity, H*hd], [capacity, H]      */
     float *x, *xn, *raw;/* one row each                         */
     float *logits;      /* [V]                                  */
@@ -32,8 +32,8 @@ static size_t sampler_layout(sampler *s, char *base)
     const size_t n = (size_t)s->capacity, D = (size_t)m->D, V = (size_t)m->V, O = (size_t)m->H * (size_t)m->hd;
     carve c = {base, 0};
     s->cache = carve_bytes(&c, (size_t)m->L * n * (size_t)d->QKV * sizeof *s->cache);
-    s->table = carve_bytes(&c, (size_t)m->hd * sizeof *s->table);
-    s->rope = carve_bytes(&c, n * (size_t)m->hd * sizeof *s->rope);
+    s->table = carve_bytes(&c, (size_t)m->rotary * sizeof *s->table);
+    s->rope = carve_bytes(&c, n * (size_t)m->rotary * sizeof *s->rope);
     s->o = carve_bytes(&c, n * O * sizeof *s->o);
     s->lse = carve_bytes(&c, n * (size_t)m->H * sizeof *s->lse);
     s->x = carve_bytes(&c, D * sizeof *s->x);
@@ -58,7 +58,7 @@ static moe_err attend(sampler *s, int layer)
 {
     decoder *d = &s->t->decoder;
     const model_spec *m = &s->t->config->model;
-    const size_t row = (size_t)d->QKV, half = (size_t)m->hd / 2, O = (size_t)(m->H * m->hd);
+    const size_t row = (size_t)d->QKV, half = (size_t)m->rotary / 2, O = (size_t)(m->H * m->hd);
     float *cache = s->cache + (size_t)layer * (size_t)s->capacity * row;
     TRY(norm_forward(d, s->xn, s->x, layer_w(d, layer, d->c.dense->layout[layer].attn_norm), 1));
     TRY(attention_project(d, layer, s->raw, s->xn, 1));

@@ -16,7 +16,7 @@ SIMD void rotate_pairs(float *x, const float *cosine, const float *sine, int hal
 static void rotate_tokens(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const rope_args *a = ctx;
-    const int half = a->hd / 2;
+    const int half = rope_width(a) / 2;
     const i16 flip = i16_set1(a->inverse ? INT32_MIN : 0);
     (void)worker;
     for (int64_t t = begin; t < end; t++) {

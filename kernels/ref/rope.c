@@ -20,7 +20,7 @@ static void rotate_head(float *x, const float *cosine, const float *sine, int ha
 static void rotate_tokens(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const rope_args *a = ctx;
-    const size_t half = (size_t)a->hd / 2;
+    const size_t half = (size_t)rope_width(a) / 2;
     (void)worker;
     for (int64_t t = begin; t < end; t++) {
         const float *cosine = a->table + (size_t)(t % a->S) * half, *sine = cosine + (size_t)a->S * half;
@@ -35,9 +35,9 @@ moe_err rope_ref(const rope_args *a, moe_stream *s)
     return MOE_OK;
 }
 
-void rope_table(float *table, int S, int hd, const float *inv_freq)
+void rope_table(float *table, int S, int rotary, const float *inv_freq)
 {
-    const int half = hd / 2;
+    const int half = rotary / 2;
     float *cosine = table, *sine = table + (size_t)S * (size_t)half;
     for (int i = 0; i < half; i++) {
         const float frequency = inv_freq[i];

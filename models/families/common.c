@@ -72,6 +72,9 @@ static moe_err refuse_unsupported(const family_values *v)
 
 static moe_err fill_rope(model_spec *m, const family_values *v)
 {
+    const double part = family_number(v, "partial_rotary_factor", 1);
+    if (!(part > 0) || part > 1)
+        return moe_fail(MOE_E_CONFIG, "partial_rotary_factor is %g: expected a number > 0, at most 1", part);
     rope_scaling *r = &m->rope;
     static const char *const types[] = {[ROPE_DEFAULT] = "default", [ROPE_LINEAR] = "linear", [ROPE_LLAMA3] = "llama3"};
     const int n = sizeof types / sizeof *types;
@@ -82,6 +85,7 @@ static moe_err fill_rope(model_spec *m, const family_values *v)
     if (type == n)
         return moe_fail(MOE_E_CONFIG, "rope_type is \"%.64s\": only \"default\", \"linear\" and \"llama3\" are computed", name);
     r->type = (rope_type)type;
+    m->rotary = (int)(m->hd * part);
     m->rope_theta = family_number(v, "rope_theta", 0);
     r->factor = family_number(v, "rope_factor", 1);
     r->low_freq_factor = family_number(v, "rope_low_freq_factor", 1);

@@ -21,7 +21,8 @@ enum {
 
 /* Keys without influence on the numbers of training on given tokens. (pad_token_id: transformers gives that token's embedding no
  * gradient; here data has no padding, so every token is a token. max_window_layers matters only under use_sliding_window, which
- * is refused; pretraining_tp only splits products.) */
+ * is refused; pretraining_tp only splits products; layers that predict further tokens
+ * (num_nextn_predict_layers) come after the logits.) */
 static const char *const IGNORED[] = {
     "architectures",
     "model_type",
@@ -35,6 +36,8 @@ static const char *const IGNORED[] = {
     "pad_token_id",
     "max_window_layers",
     "pretraining_tp",
+    "num_nextn_predict_layers",
+    "num_mtp_layers",
     "_name_or_path",
     "return_dict",
     "output_hidden_states",
@@ -168,12 +171,14 @@ typedef struct spelling {
     {object, "factor", {"rope_factor", MODEL_NUMBER, "", ""}},                                                                       \
     {object, "low_freq_factor", {"rope_low_freq_factor", MODEL_NUMBER, "", ""}},                                                     \
     {object, "high_freq_factor", {"rope_high_freq_factor", MODEL_NUMBER, "", ""}},                                                   \
-    {object, "original_max_position_embeddings", {"rope_original_max_position_embeddings", MODEL_INT, "", ""}}
+    {object, "original_max_position_embeddings", {"rope_original_max_position_embeddings", MODEL_INT, "", ""}},                      \
+    {object, "partial_rotary_factor", {"partial_rotary_factor", MODEL_NUMBER, "", ""}}
 
 static const spelling SPELLINGS[] = {
     ROPE_MEMBERS("rope_parameters"),
     ROPE_MEMBERS("rope_scaling"),
     {NULL, "num_local_experts", {"num_experts", MODEL_INT, "", ""}},
+    {NULL, "n_routed_experts", {"num_experts", MODEL_INT, "", ""}},
 };
 
 enum { NSPELLINGS = sizeof SPELLINGS / sizeof *SPELLINGS };

@@ -39,6 +39,8 @@ static bool is_family(const model_spec *m, const char *model_type) { return strc
 static moe_err check_exportable(const model_spec *m)
 {
     const char *what = NULL;
+    if (is_family(m, "glm4_moe"))
+        return MOE_OK;
     if (m->F_shared > 0 && !is_family(m, "qwen2_moe"))
         what = "a shared expert (shared_expert_intermediate_size)";
     else if (m->correction_bias)
@@ -58,8 +60,9 @@ static moe_err check_exportable(const model_spec *m)
 }
 
 /* The members of rope_parameters and rope_scaling but the base. */
-static void add_scaling(text_buf *t, const char *key, const rope_scaling *r)
+static void add_scaling(text_buf *t, const char *key, const model_spec *m)
 {
+    const rope_scaling *r = &m->rope;
     static const char *const types[] = {[ROPE_DEFAULT] = "default", [ROPE_LINEAR] = "linear", [ROPE_LLAMA3] = "llama3"};
     text_printf(t, ",\n  \"%s\": {\"rope_type\": \"%s\"", key, types[r->type]);
     if (r->type != ROPE_DEFAULT)
@@ -73,15 +76,17 @@ static void add_scaling(text_buf *t, const char *key, const rope_scaling *r)
 
 static void add_rope(text_buf *t, const model_spec *m)
 {
-    add_scaling(t, "rope_parameters", &m->rope); /* transformers 5 */
+    add_scaling(t, "rope_parameters", m); /* transformers 5 */
     add_number(t, "rope_theta", m->rope_theta);
+    if (m->rotary != m->hd)
+        add_number(t, "partial_rotary_factor", (double)m->rotary / m->hd);
     text_add(t, "}");
     add_number(t, "rope_theta", m->rope_theta); /* transformers 4 */
     if (m->rope.type == ROPE_DEFAULT) {
         add_raw(t, "rope_scaling", "null");
         return;
     }
-    add_scaling(t, "rope_scaling", &m->rope);
+    add_scaling(t, "rope_scaling", m);
     text_add(t, "}");
 }
 
@@ -180,6 +185,25 @@ static void add_mixtral(text_buf *t, const model_spec *m)
     add_raw(t, "sliding_window", "null");
 }
 
+static void add_glm4_moe(text_buf *t, const model_spec *m)
+{
+    add_bool(t, "attention_bias", m->qkv_bias);
+    add_int(t, "first_k_dense_replace", m->L - spec_moe_layers(m));
+    add_int(t, "head_dim", m->hd);
+    add_int(t, "intermediate_size", m->F_dense);
+    add_int(t, "moe_intermediate_size", m->F);
+    add_int(t, "n_group", m->router.groups);
+    add_int(t, "n_routed_experts", m->E);
+    add_int(t, "n_shared_experts", m->F_shared / m->F);
+    add_bool(t, "norm_topk_prob", m->router.normalize);
+    add_int(t, "num_experts_per_tok", m->K);
+    add_int(t, "num_nextn_predict_layers", 0);
+    add_number(t, "partial_rotary_factor", (double)m->rotary / m->hd);
+    add_float(t, "routed_scaling_factor", m->router.scale);
+    add_int(t, "topk_group", m->router.groups_used);
+    add_bool(t, "use_qk_norm", m->qk_norm == QK_NORM_HEAD);
+}
+
 static void add_llama(text_buf *t, const model_spec *m)
 {
     add_bool(t, "attention_bias", m->qkv_bias);
@@ -207,7 +231,7 @@ static const struct {
     void (*add)(text_buf *t, const model_spec *m);
 } FAMILY_KEYS[] = {
     {"qwen3_moe", add_qwen3_moe}, {"qwen2_moe", add_qwen2_moe}, {"olmoe", add_olmoe}, {"mixtral", add_mixtral},
-    {"llama", add_llama},         {"qwen2", add_qwen2},         {"qwen3", add_qwen3},
+    {"llama", add_llama},         {"qwen2", add_qwen2},         {"qwen3", add_qwen3}, {"glm4_moe", add_glm4_moe},
 };
 
 moe_err hf_config_text(text_buf *t, const model_spec *m, hf_dtype dtype)

@@ -259,13 +259,20 @@ out:
     return rc;
 }
 
+/* Of a layer behind the last one, where the family keeps what predicts further tokens. */
+static bool is_beyond(const hf_reader *h, const char *name)
+{
+    int layer;
+    return h->spec.names == NAMES_DEEPSEEK && sscanf(name, "model.layers.%9d.", &layer) == 1 && layer >= h->spec.L;
+}
+
 static moe_err check_unused(const hf_reader *h)
 {
     for (int s = 0; s < h->shards; s++)
         for (int64_t i = 0; i < safetensors_count(h->shard[s]); i++) {
             const st_tensor *t = safetensors_at(h->shard[s], i);
             const size_t n = strlen(t->name), suffix = strlen(".rotary_emb.inv_freq");
-            if (h->used[s][i] || (n > suffix && strcmp(t->name + n - suffix, ".rotary_emb.inv_freq") == 0))
+            if (h->used[s][i] || (n > suffix && strcmp(t->name + n - suffix, ".rotary_emb.inv_freq") == 0) || is_beyond(h, t->name))
                 continue;
             if (!h->spec.tied || strcmp(t->name, "lm_head.weight") != 0)
                 return moe_fail(MOE_E_DATA, "%s: %.200s is not a tensor of this %s model as config.json describes it",

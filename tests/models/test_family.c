@@ -14,11 +14,13 @@ Test(family, defaults_build)
         const model_family *f = model_family_at(i);
         model_spec m;
         cr_assert_eq(model_family_find(f->model_type), f);
-        cr_assert_eq(make_spec(&m, f->model_type, ""), MOE_OK, "%s: %s", f->model_type, moe_error_text());
+        const bool glm = strcmp(f->model_type, "glm4_moe") == 0; /* its class's own heads are 42 wide, of which no half can turn in pairs */
+        cr_assert_eq(make_spec(&m, f->model_type, glm ? "head_dim=128" : ""), MOE_OK, "%s: %s", f->model_type, moe_error_text());
         cr_assert_str_eq(m.model_type, f->model_type);
-        cr_assert_eq(spec_moe_layers(&m), m.E > 0 ? m.L : 0);
-        cr_assert((m.F_shared == 0) == (strcmp(m.model_type, "qwen2_moe") != 0));
-        cr_assert(!m.correction_bias && m.router.groups == 1 && m.router.scale == 1.0f && !m.router.topk_first);
+        cr_assert_eq(spec_moe_layers(&m), m.E > 0 ? m.L - glm : 0);
+        cr_assert((m.F_shared > 0) == (glm || strcmp(m.model_type, "qwen2_moe") == 0));
+        cr_assert(m.rotary == (glm ? 64 : m.hd));
+        cr_assert(m.correction_bias == glm && m.router.groups == 1 && m.router.scale == 1.0f && !m.router.topk_first);
         cr_assert(m.rope.type == ROPE_DEFAULT && m.rope.factor == 1.0);
         for (int k = 0; k < f->nkeys; k++)
             for (int j = 0; j < k; j++)
@@ -76,6 +78,15 @@ Test(family, mixtral_and_qwen2_moe)
     cr_assert(!m.qkv_bias && !m.moe_layer[0] && m.moe_layer[1] && !m.moe_layer[2]);
 }
 
+Test(family, glm4_moe)
+{
+    model_spec m;
+    cr_assert_eq(make_spec(&m, "glm4_moe", "head_dim=128 attention_bias=true use_qk_norm=true n_shared_experts=2 routed_scaling_factor=2.5"),
+                 MOE_OK, "%s", moe_error_text());
+    cr_assert(m.rotary == 64 && m.qkv_bias && !m.o_bias && m.qk_norm == QK_NORM_HEAD && m.F_shared == 2816 && !m.shared_gate);
+    cr_assert(m.router.score == ROUTER_SIGMOID && m.router.scale == 2.5f && m.router.normalize && !m.moe_layer[0] && m.moe_layer[1]);
+}
+
 static void check_layers(const char *pairs, const char *expected)
 {
     model_spec m;
@@ -130,6 +141,9 @@ Test(family, refuses_by_name)
         {"qwen2", "use_sliding_window=true", "use_sliding_window is true"},
         {"mixtral", "sliding_window=4096", "sliding_window is 4096"},
         {"mixtral", "router_jitter_noise=0.1", "router_jitter_noise is 0.1"},
+        {"glm4_moe", "n_shared_experts=0", "n_shared_experts is 0"},
+        {"glm4_moe", "partial_rotary_factor=1.5", "partial_rotary_factor is 1.5"},
+        {"glm4_moe", "partial_rotary_factor=0.08", "partial_rotary_factor makes 3 of"},
         {"qwen2_moe", "shared_expert_intermediate_size=0", "shared_expert_intermediate_size is 0"},
         {"qwen3_moe", "attention_dropout=0.1", "attention_dropout is 0.1"},
         {"qwen3_moe", "use_sliding_window=true", "use_sliding_window is true"},

@@ -31,6 +31,7 @@ static const struct {
     {"olmoe", "first_k_dense_replace=2 moe_intermediate_size=11 use_correction_bias=true"},
     {"mixtral", "head_dim=10"},
     {"qwen2_moe", "moe_intermediate_size=7 shared_expert_intermediate_size=19 head_dim=6 mlp_only_layers=[2]"},
+    {"glm4_moe", "moe_intermediate_size=7 n_shared_experts=3 head_dim=8 attention_bias=true use_qk_norm=true"},
     {"llama", ""},
     {"llama", "attention_bias=true head_dim=6 tie_word_embeddings=true"},
     {"qwen2", "num_key_value_heads=1 head_dim=10"},
@@ -233,6 +234,8 @@ Test(spec, published_models)
     cr_assert_eq(spec_parameters(&m), 46702792704);
     cr_assert_eq(make_spec(&m, "qwen2_moe", ""), MOE_OK, "%s", moe_error_text()); /* Qwen1.5-MoE-A2.7B */
     cr_assert_eq(spec_parameters(&m), 14315784192);
+    cr_assert_eq(make_spec(&m, "glm4_moe", "head_dim=128 attention_bias=true"), MOE_OK, "%s", moe_error_text()); /* GLM-4.5-Air */
+    cr_assert_eq(spec_parameters(&m), 106852245504);
     cr_assert_eq(make_spec(&m, "llama", "vocab_size=49152 hidden_size=576 intermediate_size=1536 num_hidden_layers=30 num_attention_heads=9 "
                                         "num_key_value_heads=3 tie_word_embeddings=true"),
                  MOE_OK, "%s", moe_error_text()); /* SmolLM2-135M */
