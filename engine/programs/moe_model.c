@@ -1,0 +1,110 @@
+/* moe-model: the table of commands and options. What a command does lives in engine/serve (model_commands.h). */
+#include <string.h>
+
+#include "engine/base/cli.h"
+#include "engine/config/train_config.h"
+#include "engine/serve/model_commands.h"
+
+#define COUNT(a) (int)(sizeof(a) / sizeof *(a))
+#define FORMATS "q8_0|q4_0|q4_1|bf16|f16|f32"
+
+typedef struct model_cli {
+    const char *host_memory, *out, *experts, *dense;
+    bool json, specials;
+} model_cli;
+
+#define JSON_OPTION {.name = "json", .kind = CLI_FLAG, .offset = offsetof(model_cli, json), .group = "Output", .help = "one JSON object"}
+#define OUT_OPTION                                                                                                                        \
+    {.name = "out", .kind = CLI_STRING, .offset = offsetof(model_cli, out), .value = "DIR", .group = "Output",                            \
+     .help = "folder to make: packed.json, dense.bin, experts.bin, the tokenizer's files"}
+
+static const cli_option inspect_options[] = {
+    {.name = "host-memory", .kind = CLI_STRING, .offset = offsetof(model_cli, host_memory), .value = "SIZE", .group = "Memory",
+     .help = "what a process may use, e.g. 1536MiB or 8G (default: what the system allows)"},
+    JSON_OPTION,
+};
+
+static const cli_option tokenize_options[] = {
+    {.name = "specials", .kind = CLI_FLAG, .offset = offsetof(model_cli, specials), .group = "Text",
+     .help = "text of special tokens becomes those tokens; otherwise it is plain text"},
+    JSON_OPTION,
+};
+
+static const cli_option detokenize_options[] = {JSON_OPTION};
+
+static const cli_option pack_options[] = {OUT_OPTION};
+
+static const cli_option quantize_options[] = {
+    {.name = "experts", .kind = CLI_CHOICE, .offset = offsetof(model_cli, experts), .value = FORMATS, .choices = FORMATS, .group = "Formats",
+     .help = "of the experts' matrices"},
+    {.name = "dense", .kind = CLI_CHOICE, .offset = offsetof(model_cli, dense), .value = FORMATS, .choices = FORMATS,
+     .help = "of attention, dense and shared feed-forward, embedding and output\n(without it: as they are; the router and the norms always stay)"},
+    OUT_OPTION,
+};
+
+static moe_err run_inspect(const void *args, const cli_words *words)
+{
+    const model_cli *a = args;
+    uint64_t host = 0;
+    if (a->host_memory != NULL)
+        TRY(size_parse(a->host_memory, &host));
+    return command_inspect(words->word[0], host, a->json, stdout);
+}
+
+static moe_err run_tokenize(const void *args, const cli_words *words)
+{
+    const model_cli *a = args;
+    return command_tokenize(words->word[0], words->word[1], a->specials, a->json, stdout);
+}
+
+static moe_err run_detokenize(const void *args, const cli_words *words)
+{
+    const model_cli *a = args;
+    return command_detokenize(words->word[0], words->word[1], a->json, stdout);
+}
+
+static moe_err run_pack(const void *args, const cli_words *words)
+{
+    const model_cli *a = args;
+    if (a->out == NULL)
+        return moe_fail(MOE_E_USAGE, "pack: --out DIR is missing");
+    const packed_options o = {.experts = PACKED_AS_IS, .dense = PACKED_AS_IS};
+    return command_pack(words->word[0], a->out, &o, stdout);
+}
+
+static moe_err run_quantize(const void *args, const cli_words *words)
+{
+    const model_cli *a = args;
+    if (a->out == NULL)
+        return moe_fail(MOE_E_USAGE, "quantize: --out DIR is missing");
+    if (a->experts == NULL && a->dense == NULL)
+        return moe_fail(MOE_E_USAGE, "quantize: --experts FORMAT or --dense FORMAT is missing; pack keeps all formats");
+    const packed_options o = {.experts = a->experts != NULL ? numfmt_find(a->experts) : PACKED_AS_IS,
+                              .dense = a->dense != NULL ? numfmt_find(a->dense) : PACKED_AS_IS};
+    return command_pack(words->word[0], a->out, &o, stdout);
+}
+
+static const cli_command commands[] = {
+    {.name = "inspect", .synopsis = "MODEL [--host-memory SIZE] [--json]", .summary = "family, parameters, formats, bytes, and what fits where",
+     .options = inspect_options, .noptions = COUNT(inspect_options), .args_bytes = sizeof(model_cli), .min_words = 1, .max_words = 1, .run = run_inspect},
+    {.name = "pack", .synopsis = "MODEL --out DIR", .summary = "experts as aligned records in the order of memory, one read each",
+     .options = pack_options, .noptions = COUNT(pack_options), .args_bytes = sizeof(model_cli), .min_words = 1, .max_words = 1, .run = run_pack},
+    {.name = "quantize", .synopsis = "MODEL --out DIR --experts FORMAT [--dense FORMAT]", .summary = "pack with other number formats",
+     .options = quantize_options, .noptions = COUNT(quantize_options), .args_bytes = sizeof(model_cli), .min_words = 1, .max_words = 1, .run = run_quantize},
+    {.name = "tokenize", .synopsis = "MODEL TEXT|- [--specials] [--json]", .summary = "token ids of a text", .options = tokenize_options,
+     .noptions = COUNT(tokenize_options), .args_bytes = sizeof(model_cli), .min_words = 2, .max_words = 2, .run = run_tokenize},
+    {.name = "detokenize", .synopsis = "MODEL IDS|- [--json]", .summary = "the text of token ids (1,2,3)", .options = detokenize_options,
+     .noptions = COUNT(detokenize_options), .args_bytes = sizeof(model_cli), .min_words = 2, .max_words = 2, .run = run_detokenize},
+};
+
+int main(int argc, char **argv)
+{
+    static const cli_program program = {
+        .name = "moe-model", .version = MOE_VERSION, .summary = "look into models, pack and quantise them, turn text into tokens and back",
+        .commands = commands, .ncommands = COUNT(commands),
+        .epilog = "MODEL is a Hugging Face folder, a GGUF file (the first of a split one) or a packed folder.\n"
+                  "Exit status: 0 done, 64 usage, 65 bad data or checksum, 66 missing input, 71 out of memory, 73 cannot create,\n"
+                  "74 disk full or I/O error, 78 configuration or does not fit.\n",
+    };
+    return cli_main(&program, argc, argv);
+}
