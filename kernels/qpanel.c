@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kernels/half.h"
+#include "kernels/numfmt_parts.h"
 
 typedef uint32_t u32x4 __attribute__((vector_size(16)));
 typedef uint16_t u16x8 __attribute__((vector_size(16)));
@@ -15,6 +16,13 @@ static const qpanel_layout layouts[NUM_FORMATS] = {
     [NUM_Q4_0] = {4 * QLINE, 2 * PANEL},
     [NUM_Q4_1] = {4 * QLINE, 4 * PANEL},
     [NUM_Q8_0] = {8 * QLINE, 2 * PANEL},
+    [NUM_Q5_0] = {5 * QLINE, 2 * PANEL},
+    [NUM_Q5_1] = {5 * QLINE, 4 * PANEL},
+    [NUM_Q4_K] = {4 * QLINE, (4 * PANEL + QSUPER * 2 * PANEL) / QSUPER},
+    [NUM_Q5_K] = {5 * QLINE, (4 * PANEL + QSUPER * 2 * PANEL) / QSUPER},
+    [NUM_Q6_K] = {6 * QLINE, (2 * PANEL + QSUPER * 2 * PANEL) / QSUPER},
+    [NUM_IQ4_NL] = {4 * QLINE, 2 * PANEL},
+    [NUM_MXFP4] = {4 * QLINE, PANEL},
 };
 
 qpanel_layout qpanel_about(numfmt f) { return layouts[f]; }
@@ -72,6 +80,131 @@ void qpanel_pack_blocks(uint8_t *data, uint8_t *side, const uint8_t *rows, size_
     }
 }
 
+/* One row's block in the shape that the lines have: nibbles as in Q4_0, then words of high bits. */
+typedef struct shaped {
+    uint8_t nibbles[QSUPER][16];
+    uint32_t high[QSUPER][2];
+    uint16_t d[2];
+    uint8_t scale[QSUPER][2];
+} shaped;
+
+/* Bit 4 s + j becomes bit s of byte j. */
+static inline uint32_t spread_bits(uint32_t x)
+{
+    uint32_t out = 0;
+    for (int j = 0; j < 4; j++) {
+        uint32_t v = x >> j & 0x11111111u;
+        v = (v | v >> 3) & 0x03030303u, v = (v | v >> 6) & 0x000f000fu, v = (v | v >> 12) & 0xffu;
+        out |= v << 8 * j;
+    }
+    return out;
+}
+
+/* Nibbles i and i + 16 of 32 whose nibbles are the low or the high ones of `in`. */
+static inline void shape_nibbles(uint8_t *out, const uint8_t *in, bool high)
+{
+    for (int i = 0; i < 16; i++)
+        out[i] = (uint8_t)(high ? in[i] >> 4 | (in[16 + i] & 0xf0) : (in[i] & 15) | in[16 + i] << 4);
+}
+
+static uint32_t word_at(const uint8_t *in, int i)
+{
+    uint32_t x;
+    memcpy(&x, in + 4 * i, sizeof x);
+    return x;
+}
+
+static void shape_q5(shaped *out, const uint8_t *in, int head)
+{
+    memcpy(out->d, in, (size_t)head);
+    out->high[0][0] = spread_bits(word_at(in + head, 0));
+    memcpy(out->nibbles[0], in + head + 4, 16);
+}
+
+static void shape_k(shaped *out, const uint8_t *in, const uint8_t *high, const uint8_t *low)
+{
+    memcpy(out->d, in, sizeof out->d);
+    for (int b = 0; b < QSUPER; b++) {
+        numfmt_k_scale(in + 4, b, &out->scale[b][0], &out->scale[b][1]);
+        shape_nibbles(out->nibbles[b], low + b / 2 * 32, b % 2);
+        out->high[b][0] = 0;
+        for (int s = 0; s < QSTEPS && high != NULL; s++)
+            out->high[b][0] |= (word_at(high, s) >> b & 0x01010101u) << s;
+    }
+}
+
+static void shape_q6_k(shaped *out, const uint8_t *in)
+{
+    memcpy(out->d, in + 208, sizeof out->d[0]);
+    memcpy(out->scale, in + 192, sizeof out->scale);
+    for (int b = 0; b < QSUPER; b++) {
+        const uint8_t *high = in + 128 + b / 4 * 32;
+        shape_nibbles(out->nibbles[b], in + b / 4 * 64 + b % 2 * 32, b % 4 / 2);
+        for (int h = 0; h < 2; h++) {
+            out->high[b][h] = 0;
+            for (int s = 0; s < 4; s++)
+                out->high[b][h] |= (word_at(high, 4 * h + s) >> 2 * (b % 4) & 0x03030303u) << 2 * s;
+        }
+    }
+}
+
+static void shape(shaped *out, const uint8_t *in, numfmt f)
+{
+    switch (f) {
+    case NUM_Q5_0:
+    case NUM_Q5_1:
+        shape_q5(out, in, f == NUM_Q5_0 ? 2 : 4);
+        break;
+    case NUM_Q4_K:
+        shape_k(out, in, NULL, in + 16);
+        break;
+    case NUM_Q5_K:
+        shape_k(out, in, in + 16, in + 48);
+        break;
+    case NUM_Q6_K:
+        shape_q6_k(out, in);
+        break;
+    default: /* MXFP4 */
+        memcpy(out->nibbles[0], in + 1, 16);
+    }
+}
+
+/* The scales of one row, lane r of 16. */
+static void put_side(uint8_t *side, const shaped *from, const uint8_t *in, numfmt f, int r)
+{
+    const int heads = f == NUM_MXFP4 ? 0 : qpanel_least(f) ? 2 : 1;
+    for (int h = 0; h < heads; h++)
+        memcpy(side + (h * PANEL + r) * 2, &from->d[h], 2);
+    if (f == NUM_MXFP4)
+        side[r] = in[0];
+    for (int b = 0; b < QSUPER && numfmt_about(f)->block > QBLOCK; b++)
+        for (int h = 0; h < 2; h++)
+            side[heads * 2 * PANEL + (b * 2 + h) * PANEL + r] = from->scale[b][h];
+}
+
+/* One panel of a format whose bits must be put in order first. */
+static void pack_shaped(uint8_t *data, uint8_t *side, const uint8_t *rows, size_t stride, numfmt f, int64_t K)
+{
+    const qpanel_layout l = layouts[f];
+    const int pieces = numfmt_about(f)->block / QBLOCK;
+    shaped stage[PANEL];
+    for (int64_t k = 0; k < K; k += (int64_t)pieces * QBLOCK, rows += numfmt_about(f)->bytes, side += pieces * l.side) {
+        for (int r = 0; r < PANEL; r++) {
+            const uint8_t *in = rows + (size_t)r * stride;
+            __builtin_prefetch(in + PANEL * stride);
+            shape(&stage[r], in, f);
+            put_side(side, &stage[r], in, f, r);
+        }
+        for (int b = 0; b < pieces; b++, data += l.data) {
+            for (int r = 0; r < PANEL; r += 4)
+                turn_words(data + r * 4, stage[r].nibbles[b], sizeof *stage);
+            for (int h = 0; h < l.data / QLINE - 4; h++)
+                for (int r = 0; r < PANEL; r++)
+                    memcpy(data + (4 + h) * QLINE + 4 * r, &stage[r].high[b][h], 4);
+        }
+    }
+}
+
 /* One panel of a plain format. */
 static void pack_plain(uint8_t *out, const uint8_t *rows, size_t stride, int bytes, int64_t K)
 {
@@ -99,6 +232,8 @@ static void pack_panel(uint8_t *data, uint8_t *side, const uint8_t *rows, size_t
     const qpanel_layout l = layouts[f];
     if (l.data == 0)
         pack_plain(data, rows, stride, numfmt_about(f)->bytes, K);
+    else if (f != NUM_Q4_0 && f != NUM_Q4_1 && f != NUM_Q8_0 && f != NUM_IQ4_NL)
+        pack_shaped(data, side, rows, stride, f, K);
     else if (__builtin_cpu_supports("avx2"))
         qpanel_pack_blocks_avx2(data, side, rows, stride, K, l.side / PANEL, l.data / QLINE);
     else
@@ -153,18 +288,64 @@ static float side_half(const uint8_t *side, int row, int64_t lane)
     return half_to_float(h);
 }
 
+/* The number that the bits of a piece are, before any centre. */
+static int piece_bits(const uint8_t *data, numfmt f, int i)
+{
+    if (f == NUM_Q8_0)
+        return (int8_t)data[i / 4 * QLINE + i % 4];
+    const int byte = data[i % 16 / 4 * QLINE + i % 4], low = i < 16 ? byte & 15 : byte >> 4;
+    const int lines = layouts[f].data / QLINE;
+    if (lines == 5)
+        return low | (data[4 * QLINE + i % 4] >> i / 4 & 1) << 4;
+    return lines == 6 ? low | (data[(4 + i / 16) * QLINE + i % 4] >> i % 16 / 4 * 2 & 3) << 4 : low;
+}
+
+static int piece_number(int bits, numfmt f)
+{
+    switch (f) {
+    case NUM_Q4_0:
+        return bits - 8;
+    case NUM_Q5_0:
+        return bits - 16;
+    case NUM_Q6_K:
+        return bits - 32;
+    case NUM_IQ4_NL:
+        return numfmt_iq4_nl[bits];
+    case NUM_MXFP4:
+        return numfmt_mxfp4[bits];
+    default:
+        return bits;
+    }
+}
+
+static void read_scales(qpanel_piece *out, const uint8_t *side, numfmt f, int64_t b, int64_t lane)
+{
+    const int super = numfmt_about(f)->block / QBLOCK;
+    side += b / super * super * layouts[f].side;
+    out->least = qpanel_least(f) ? side_half(side, 1, lane) : 0.0f;
+    if (f == NUM_MXFP4) { /* half of it, because its numbers are doubled; denormals are zeros here */
+        out->scale[0] = out->scale[1] = side[lane] < 2 ? 0.0f : bits_float((uint32_t)(side[lane] - 1) << 23);
+        return;
+    }
+    out->scale[0] = out->scale[1] = side_half(side, 0, lane);
+    if (super == 1)
+        return;
+    const uint8_t *first = side + (qpanel_least(f) ? 4 : 2) * PANEL + b % super * 2 * PANEL + lane, *second = first + PANEL;
+    if (qpanel_halves(f)) {
+        out->scale[1] *= (float)(int8_t)*second, out->scale[0] *= (float)(int8_t)*first;
+        return;
+    }
+    out->scale[0] = out->scale[1] = out->scale[0] * (float)*first;
+    out->least *= -(float)*second;
+}
+
 void qpanel_read(qpanel_piece *out, const void *panels, numfmt f, int64_t n, int64_t b, int64_t N, int64_t K)
 {
     const qpanel_layout l = layouts[f];
-    const int64_t lane = n % PANEL;
-    const uint8_t *data = qpanel_data(panels, l, n / PANEL, K) + b * l.data + lane * 4;
-    const uint8_t *side = qpanel_side(panels, l, n / PANEL, N, K) + b * l.side;
-    for (int i = 0; i < QBLOCK; i++) {
-        const uint8_t byte = data[(f == NUM_Q8_0 ? i : i % 16) / 4 * QLINE + i % 4];
-        out->q[i] = (int8_t)(f == NUM_Q8_0 ? byte : (i < 16 ? byte & 15 : byte >> 4) - (f == NUM_Q4_0 ? 8 : 0));
-    }
-    out->scale = side_half(side, 0, lane);
-    out->least = f == NUM_Q4_1 ? side_half(side, 1, lane) : 0.0f;
+    const uint8_t *data = qpanel_data(panels, l, n / PANEL, K) + b * l.data + n % PANEL * 4;
+    for (int i = 0; i < QBLOCK; i++)
+        out->q[i] = (int8_t)piece_number(piece_bits(data, f, i), f);
+    read_scales(out, qpanel_side(panels, l, n / PANEL, N, K), f, b, n % PANEL);
 }
 
 void qpanel_row(float *out, const void *panels, numfmt f, int64_t n, int64_t N, int64_t K)
@@ -178,7 +359,7 @@ void qpanel_row(float *out, const void *panels, numfmt f, int64_t n, int64_t N, 
         qpanel_piece piece;
         qpanel_read(&piece, panels, f, n, b, N, K);
         for (int i = 0; i < QBLOCK; i++)
-            out[b * QBLOCK + i] = (float)piece.q[i] * piece.scale + (f == NUM_Q4_1 ? piece.least : -0.0f); /* x + -0 is x */
+            out[b * QBLOCK + i] = (float)piece.q[i] * piece.scale[i / 16] + (qpanel_least(f) ? piece.least : -0.0f); /* x + -0 is x */
     }
 }
 

@@ -5,16 +5,20 @@
  * Block formats: K is cut into pieces of QBLOCK; a matrix is first the data of all its panels, then what scales them, so that data
  * stays on whole cache lines and both are read as one stream:
  *     data  [panels][K / 32][data bytes]    side  [panels][K / 32][side bytes]
- * A piece's data is 16 outputs x 4 bytes for each of its steps; a step holds 4 numbers of k (what vpdpbusd adds up), a nibble step
- * holds numbers 4 s .. 4 s + 3 in the low nibbles and 16 more in the high ones. The bytes of a ggml block stay what they are: packing
- * is a transposition of 32-bit words. The side is one fp16 for each output (d), and a second row of them where the format has a least (m).
- * Pads hold scale 0, so whatever their data, they are zeros. */
+ * A line of data is 16 outputs x 4 bytes. A step is 4 numbers of k (what vpdpbusd adds up):
+ *     8 lines of bytes    Q8_0: step s is line s
+ *     4 lines of nibbles  step s < 4 is the low nibbles of line s, step 4 + s the high ones; the bytes of a Q4_0 block stay what they are
+ *     + 1 line of bits    Q5: bit s of byte j is the fifth bit of number 4 s + j
+ *     + 2 lines of twos   Q6_K: bits 2 s, 2 s + 1 of byte j are the high bits of number 4 s + j (first line), 16 + 4 s + j (second)
+ * The side is one fp16 for each output (d), and a second row of them where the format has a least (m); one byte in MXFP4.
+ * In the K formats eight pieces share a side: fp16 d (and dmin) of the 16 outputs, then for each piece 16 bytes of scales and 16 of leasts
+ * (Q4_K, Q5_K; 6 bits each), or of the scales of its two halves (Q6_K). Pads are zeros. */
 #ifndef MOE_KERNELS_QPANEL_H
 #define MOE_KERNELS_QPANEL_H
 
 #include "kernels/qmatmul.h"
 
-enum { QBLOCK = 32, QSTEPS = QBLOCK / 4, QLINE = PANEL * 4 /* bytes of a step */ };
+enum { QBLOCK = 32, QSTEPS = QBLOCK / 4, QLINE = PANEL * 4 /* bytes of a step */, QSUPER = 8 /* pieces of a K block */ };
 
 typedef struct qpanel_layout {
     int data, side; /* bytes of a piece of a panel; 0, 0: a plain format */
@@ -33,11 +37,15 @@ static inline const uint8_t *qpanel_side(const void *panels, qpanel_layout l, in
     return (const uint8_t *)panels + (size_t)qpanel_pieces(N, K) * (size_t)l.data + (size_t)(p * (K / QBLOCK)) * (size_t)l.side;
 }
 
-/* 32 numbers of one output: scale * q[i] + least. */
+/* 32 numbers of one output: scale[i / 16] * q[i] + least. The two scales differ only in formats with halves. */
 typedef struct qpanel_piece {
     int8_t q[QBLOCK];
-    float scale, least;
+    float scale[2], least;
 } qpanel_piece;
+
+/* What the order of sums of a format depends on (kernels/qmatmul.h). */
+static inline bool qpanel_least(numfmt f) { return f == NUM_Q4_1 || f == NUM_Q5_1 || f == NUM_Q4_K || f == NUM_Q5_K; }
+static inline bool qpanel_halves(numfmt f) { return f == NUM_Q6_K; }
 
 void qpanel_read(qpanel_piece *out, const void *panels, numfmt f, int64_t n, int64_t b, int64_t N, int64_t K);
 /* Element (n, k) of a plain format. */

@@ -74,11 +74,12 @@ static void quantise_block(qact *q, const float *x)
         return;
     const v16 scale = v16_set1(127.0f / amax);
     const i16 a0 = v16_to_i16(v16_mul(x0, scale)), a1 = v16_to_i16(v16_mul(x1, scale));
-    const int32_t sum = q_sum(i16_add(a0, a1));
+    const int32_t half = q_sum(a0), sum = half + q_sum(a1);
     q_store_bytes(q->a, a0, a1);
     q->d = amax / 127.0f;
     q->s = (float)sum * q->d;
-    q->by8 = -8 * sum, q->by128 = -128 * sum;
+    q->by8 = -8 * sum, q->by16 = -16 * sum, q->by128 = -128 * sum;
+    q->by32[0] = -32 * half, q->by32[1] = -32 * (sum - half);
 }
 
 static void quantise_rows(void *ctx, int64_t begin, int64_t end, int worker)
@@ -93,8 +94,16 @@ static void quantise_rows(void *ctx, int64_t begin, int64_t end, int worker)
     }
 }
 
-static qsource stored_source(numfmt f) { return f == NUM_Q4_0 ? FROM_Q4_0 : f == NUM_Q4_1 ? FROM_Q4_1 : FROM_Q8_0; }
-static qsource wide_source(numfmt f) { return f == NUM_Q4_0 ? WIDE_NIBBLE : f == NUM_Q4_1 ? WIDE_NIBBLE_LEAST : WIDE_BYTE; }
+/* Formats with tiles for more than QFEW rows are those whose numbers need the fewest steps to unpack. */
+static const struct {
+    qsource source;
+    int rows; /* that read it as it is stored */
+} stored[NUM_FORMATS] = {
+    [NUM_Q4_0] = {FROM_Q4_0, QROWS}, [NUM_Q4_1] = {FROM_Q4_1, QROWS}, [NUM_Q8_0] = {FROM_Q8_0, QROWS},
+    [NUM_Q5_0] = {FROM_Q5_0, QFEW},  [NUM_Q5_1] = {FROM_Q5_1, QFEW},  [NUM_Q4_K] = {FROM_Q4_K, QFEW},
+    [NUM_Q5_K] = {FROM_Q5_K, QFEW},  [NUM_Q6_K] = {FROM_Q6_K, QFEW},  [NUM_IQ4_NL] = {FROM_IQ4_NL, QFEW},
+    [NUM_MXFP4] = {FROM_MXFP4, QFEW},
+};
 
 /* What all tiles of a panel and chunk share. */
 static qtile tile_new(const task *t, int panel, int chunk)
@@ -117,7 +126,7 @@ static float *y_at(const task *t, int64_t row, int panel)
 
 static void run_few(const task *t)
 {
-    const qtile_fn fn = tiles[stored_source(t->m->format)][t->rows - 1];
+    const qtile_fn fn = tiles[stored[t->m->format].source][t->rows - 1];
     for (int panel = t->panel; panel < t->panel_end; panel++)
         for (int chunk = 0; chunk < t->p->chunks; chunk++) {
             qtile run = tile_new(t, panel, chunk);
@@ -128,29 +137,38 @@ static void run_few(const task *t)
 
 SIMD void unpack_chunk(unpacked *out, const qtile *t, const qsource from)
 {
-    const uint8_t *w = t->w, *side = t->side;
-    for (int b = 0; b < t->blocks; b++) {
+    const int rows = source_least(from) || source_halves(from) ? 2 : 1;
+    const uint8_t *w = t->w;
+    for (int b = 0; b < t->blocks; b++, w += source_data(from)) {
         uint8_t *to = out->w + (size_t)b * QSTEPS * QLINE;
 #pragma GCC unroll 8
         for (int step = 0; step < QSTEPS; step++)
             q_store(to + step * QLINE, source_step(from, w, step));
-        for (int i = 0; i <= source_least(from); i++)
-            v16_store(out->side + (b * (1 + source_least(from)) + i) * PANEL, source_scale(from, side, i));
-        w += source_data(from), side += source_side(from);
+        for (int i = 0; i < rows; i++)
+            v16_store(out->side + (b * rows + i) * PANEL, source_scale(from, t->side, b, i));
     }
 }
 
 static void unpack(unpacked *out, const qtile *t, numfmt f)
 {
-    switch (stored_source(f)) {
-    case FROM_Q4_0:
-        unpack_chunk(out, t, FROM_Q4_0);
-        break;
-    case FROM_Q4_1:
-        unpack_chunk(out, t, FROM_Q4_1);
-        break;
+    switch (stored[f].source) {
+#define UNPACK(s)                  \
+    case s:                        \
+        unpack_chunk(out, t, s);   \
+        return;
+        UNPACK(FROM_Q4_0)
+        UNPACK(FROM_Q4_1)
+        UNPACK(FROM_Q8_0)
+        UNPACK(FROM_Q5_0)
+        UNPACK(FROM_Q5_1)
+        UNPACK(FROM_Q4_K)
+        UNPACK(FROM_Q5_K)
+        UNPACK(FROM_Q6_K)
+        UNPACK(FROM_IQ4_NL)
+        UNPACK(FROM_MXFP4)
+#undef UNPACK
     default:
-        unpack_chunk(out, t, FROM_Q8_0);
+        return;
     }
 }
 
@@ -158,7 +176,7 @@ static void unpack(unpacked *out, const qtile *t, numfmt f)
 static void run_batch(const task *t, int chunk, int panel, int panels)
 {
     const qpanel_layout l = qpanel_about(t->m->format);
-    const qsource from = wide_source(t->m->format);
+    const qsource from = source_widened(stored[t->m->format].source);
     const int64_t parts = parts_of(t->rows, QROWS);
     qtile run[BATCH];
     for (int j = 0; j < panels; j++) {
@@ -209,7 +227,7 @@ static void run_tasks(void *ctx, int64_t begin, int64_t end, int worker)
             if (t.panel >= t.panel_end)
                 continue;
             t.w = t.m->w[g];
-            if (t.rows <= QROWS)
+            if (t.rows <= stored[t.m->format].rows)
                 run_few(&t);
             else
                 run_many(&t);

@@ -2,6 +2,7 @@
  * Owns no data. Any thread.
  *   VNNI     vpdpbusd adds 4 products of unsigned weights to each of 16 lanes of int32
  *   others   vpmaddubsw makes 2 of them an int16. Nibbles: 8 of those sums stay below 8 * 2 * 15 * 127 = 30480 and are widened once.
+ *            Five bits: 4 sums, 31496; six bits: 2 sums, 32004.
  *            Signed bytes: |w| times a with w's sign: 2 * 128 * 127 = 32512 fits once, and is widened each time; -128 is a number as any.
  * Rule: activations are in [-127, 127]; what is unsigned here is brought back by adding a multiple of their sum. */
 #ifndef MOE_KERNELS_CPU_QMATMUL_DOT_H
@@ -15,6 +16,15 @@ SIMD i16 q_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 SIMD void q_store(uint8_t *p, i16 a) { _mm512_store_si512(p, a); }
 SIMD i16 q_low(i16 a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 SIMD i16 q_high(i16 a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }
+SIMD i16 q_and(i16 a, char m) { return _mm512_and_si512(a, _mm512_set1_epi8(m)); }
+#define q_shl(a, k) _mm512_slli_epi16(a, k) /* of 16 bits: what crosses a byte is masked by the caller */
+#define q_shr(a, k) _mm512_srli_epi16(a, k)
+SIMD i16 q_table(const int8_t *table, i16 at)
+{
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)table)), at);
+}
+SIMD i16 q_bytes(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)); }
+SIMD i16 q_signed_bytes(const uint8_t *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)); }
 SIMD i16 q_flip(i16 a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); }
 SIMD i16 q_pairs(i16 w, i16 a) { return _mm512_maddubs_epi16(w, a); }
 SIMD i16 q_add16(i16 a, i16 b) { return _mm512_add_epi16(a, b); }
@@ -40,9 +50,29 @@ SIMD void q_store(uint8_t *p, i16 a)
 {
     _mm256_store_si256((__m256i *)(void *)p, a.lo), _mm256_store_si256((__m256i *)(void *)(p + 32), a.hi);
 }
-SIMD i16 q_and(i16 a, __m256i m) { return (i16){_mm256_and_si256(a.lo, m), _mm256_and_si256(a.hi, m)}; }
-SIMD i16 q_low(i16 a) { return q_and(a, _mm256_set1_epi8(15)); }
-SIMD i16 q_high(i16 a) { return q_and((i16){_mm256_srli_epi16(a.lo, 4), _mm256_srli_epi16(a.hi, 4)}, _mm256_set1_epi8(15)); }
+SIMD i16 q_and(i16 a, char m)
+{
+    return (i16){_mm256_and_si256(a.lo, _mm256_set1_epi8(m)), _mm256_and_si256(a.hi, _mm256_set1_epi8(m))};
+}
+#define q_shl(a, k) ((i16){_mm256_slli_epi16((a).lo, k), _mm256_slli_epi16((a).hi, k)})
+#define q_shr(a, k) ((i16){_mm256_srli_epi16((a).lo, k), _mm256_srli_epi16((a).hi, k)})
+SIMD i16 q_low(i16 a) { return q_and(a, 15); }
+SIMD i16 q_high(i16 a) { return q_and(q_shr(a, 4), 15); }
+SIMD i16 q_table(const int8_t *table, i16 at)
+{
+    const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)table));
+    return (i16){_mm256_shuffle_epi8(t, at.lo), _mm256_shuffle_epi8(t, at.hi)};
+}
+SIMD i16 q_bytes(const uint8_t *p)
+{
+    return (i16){_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)),
+                 _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p + 8)))};
+}
+SIMD i16 q_signed_bytes(const uint8_t *p)
+{
+    return (i16){_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)),
+                 _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p + 8)))};
+}
 SIMD i16 q_pairs(i16 w, i16 a) { return (i16){_mm256_maddubs_epi16(w.lo, a.lo), _mm256_maddubs_epi16(w.hi, a.hi)}; }
 SIMD i16 q_add16(i16 a, i16 b) { return (i16){_mm256_add_epi16(a.lo, b.lo), _mm256_add_epi16(a.hi, b.hi)}; }
 SIMD i16 q_widen(i16 a)

@@ -7,35 +7,31 @@
 #ifndef MOE_KERNELS_CPU_QMATMUL_TILE_H
 #define MOE_KERNELS_CPU_QMATMUL_TILE_H
 
-#include <stdbool.h>
+#include "kernels/cpu/qmatmul_source.h"
 
-#include "kernels/cpu/qmatmul_dot.h"
-
-#if defined(__AVX512VNNI__)
-#define QVNNI 1
+#if QVNNI
 enum { QROWS = 12 };
 #elif MOE_SIMD_512
-#define QVNNI 0
 enum { QROWS = 8 };
 #else
-#define QVNNI 0
 enum { QROWS = 4 };
 #endif
-enum { QCHUNK = 32 /* blocks */, QAHEAD = 3072 /* bytes of weights that are fetched ahead when they are read once */ };
+enum {
+    QFEW = 4,     /* rows that read every format as it is stored */
+    QCHUNK = 32,  /* blocks, a multiple of QSUPER */
+    QAHEAD = 3072 /* bytes of weights that are fetched ahead when they are read once */
+};
 
 /* 32 quantised activations of a row: one cache line. */
 typedef struct qact {
     int8_t a[QBLOCK];
     float d, s;         /* scale; d * sum of a                                  */
-    int32_t by8, by128; /* -8 and -128 times the sum of a: what centres q and what brings unsigned bytes back */
-    int32_t zero;       /* for formats that need neither */
-    int32_t unused[3];
+    int32_t by8, by16, by128; /* -8, -16 and -128 times the sum of a: what centres unsigned weights */
+    int32_t by32[2];          /* -32 times the sum of the first half, of the second */
+    int32_t unused;
 } qact;
 _Static_assert(sizeof(qact) == 64, "a block of activations is a cache line");
 enum { QACT_ROW = QCHUNK + 1 /* from row to row, in blocks: an odd number of lines, so rows do not share cache sets */ };
-
-/* What a tile reads: a format as it is stored, or a piece unpacked by qmatmul.c. */
-typedef enum qsource { FROM_Q4_0, FROM_Q4_1, FROM_Q8_0, WIDE_NIBBLE, WIDE_NIBBLE_LEAST, WIDE_BYTE, QSOURCES } qsource;
 
 typedef struct qtile {
     const uint8_t *w, *side; /* blocks, as the source has them */
@@ -50,48 +46,43 @@ typedef struct qtile {
 
 typedef void (*qtile_fn)(const qtile *t);
 
-SIMD bool source_wide(qsource s) { return s >= WIDE_NIBBLE; }
-SIMD bool source_least(qsource s) { return s == FROM_Q4_1 || s == WIDE_NIBBLE_LEAST; }
-SIMD bool source_bytes(qsource s) { return s == FROM_Q8_0 || s == WIDE_BYTE; }
-SIMD size_t source_data(qsource s) { return (size_t)(s == FROM_Q4_0 || s == FROM_Q4_1 ? 4 : 8) * QLINE; }
-SIMD size_t source_side(qsource s) { return (size_t)(source_wide(s) ? 2 : 1) * (size_t)(source_least(s) ? 2 : 1) * 2 * PANEL; }
-
-/* The 64 weights of a step: VNNI wants them unsigned. */
-SIMD i16 source_step(qsource s, const uint8_t *w, int step)
+SIMD int32_t act_centre(const qact *x, qsource s, int half)
 {
-    if (s == FROM_Q4_0 || s == FROM_Q4_1)
-        return step < 4 ? q_low(q_load(w + step * QLINE)) : q_high(q_load(w + (step - 4) * QLINE));
-#if QVNNI
-    if (s == FROM_Q8_0)
-        return q_flip(q_load(w + step * QLINE));
-#endif
-    return q_load(w + step * QLINE);
+    switch (source_widened(s)) {
+    case WIDE_NIBBLE:
+        return x->by8;
+    case WIDE_FIVE:
+        return x->by16;
+    case WIDE_SIX:
+        return x->by32[half];
+    case WIDE_BYTE:
+        return x->by128;
+    default:
+        return 0;
+    }
 }
 
-SIMD v16 source_scale(qsource s, const uint8_t *side, int row)
-{
-    return source_wide(s) ? v16_load((const float *)(const void *)side + row * PANEL) : q_halves(side + row * 2 * PANEL);
-}
-
-/* sum[r] = the exact sum of the block's 32 products with centred weights. */
-SIMD void block_sums(i16 *sum, const int rows, qsource s, const uint8_t *w, const qact *a)
+/* sum[r] = the exact sum of the products with centred weights of steps [first, first + steps). */
+SIMD void block_sums(i16 *sum, const int rows, const qsource s, const uint8_t *w, const qact *a, const int first, const int steps)
 {
 #if QVNNI
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) {
-        const qact *x = a + r * QACT_ROW;
-        sum[r] = source_least(s) ? i16_set1(0) : i16_set1(source_bytes(s) ? x->by128 : x->by8);
-    }
+    for (int r = 0; r < rows; r++)
+        sum[r] = i16_set1(act_centre(a + r * QACT_ROW, s, first > 0));
 #pragma GCC unroll 8
-    for (int step = 0; step < QSTEPS; step++) {
+    for (int step = first; step < first + steps; step++) {
         const i16 v = source_step(s, w, step);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) /* the broadcast belongs to the operand, which the compiler does not see: + 5 % */
-            __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum[r]) : "v"(v), "m"(*(const int32_t *)(const void *)(a[r * QACT_ROW].a + 4 * step)));
+            __asm__("vpdpbusd %2%{1to16%}, %1, %0"
+                    : "+v"(sum[r])
+                    : "v"(v), "m"(*(const int32_t *)(const void *)(a[r * QACT_ROW].a + 4 * step)));
     }
 #else
+    const int span = source_span(s) < steps ? source_span(s) : steps;
+    i16 pairs[QROWS];
 #pragma GCC unroll 8
-    for (int step = 0; step < QSTEPS; step++) {
+    for (int step = first; step < first + steps; step++) {
         const i16 v = source_step(s, w, step), size = source_bytes(s) ? q_abs(v) : v;
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
@@ -99,56 +90,60 @@ SIMD void block_sums(i16 *sum, const int rows, qsource s, const uint8_t *w, cons
             if (source_bytes(s)) {
                 const i16 four = q_widen(q_pairs(size, q_signed(x, v)));
                 sum[r] = step == 0 ? four : i16_add(sum[r], four);
-            } else
-                sum[r] = step == 0 ? q_pairs(v, x) : q_add16(sum[r], q_pairs(v, x));
+                continue;
+            }
+            pairs[r] = step % span == 0 ? q_pairs(v, x) : q_add16(pairs[r], q_pairs(v, x));
+            if (step % span == span - 1)
+                sum[r] = step - first < span ? q_widen(pairs[r]) : i16_add(sum[r], q_widen(pairs[r]));
         }
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) {
-        if (!source_bytes(s))
-            sum[r] = q_widen(sum[r]);
+    for (int r = 0; r < rows; r++)
         if (!source_bytes(s) && !source_least(s))
-            sum[r] = i16_add(sum[r], i16_set1(a[r * QACT_ROW].by8));
-    }
+            sum[r] = i16_add(sum[r], i16_set1(act_centre(a + r * QACT_ROW, s, first > 0)));
 #endif
 }
 
 SIMD void qtile_run(const qtile *t, const int rows, const qsource s)
 {
+    const int parts = source_halves(s) ? 2 : 1, steps = QSTEPS / parts;
     v16 acc[QROWS];
-    const uint8_t *w = t->w, *side = t->side;
+    const uint8_t *w = t->w;
     const qact *a = t->a;
     const char *next = t->next;
     for (int r = 0; r < rows; r++)
         acc[r] = t->load ? v16_load_n(t->y + (size_t)r * t->ldy, t->last) : v16_zero();
     for (int b = 0; b < t->blocks; b++) {
-        i16 sum[QROWS];
         if (source_wide(s)) {
             for (int i = 0; next != NULL && i < t->next_lines; i++, next += 64)
                 _mm_prefetch(next, _MM_HINT_T1);
         } else {
             for (size_t i = 0; i < source_data(s); i += 64)
                 _mm_prefetch((const char *)w + QAHEAD + i, _MM_HINT_T0);
-            _mm_prefetch((const char *)side + QAHEAD / 8, _MM_HINT_T0);
+            _mm_prefetch((const char *)t->side + QAHEAD / 8 + b * 2 * PANEL, _MM_HINT_T0);
         }
-        block_sums(sum, rows, s, w, a);
-        const v16 scale = source_scale(s, side, 0);
+#pragma GCC unroll 2
+        for (int part = 0; part < parts; part++) {
+            i16 sum[QROWS];
+            block_sums(sum, rows, s, w, a, part * steps, steps);
+            const v16 scale = source_scale(s, t->side, b, part);
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++)
-            acc[r] = v16_fma(i16_to_v16(sum[r]), v16_mul(scale, v16_set1(a[r * QACT_ROW].d)), acc[r]);
+            for (int r = 0; r < rows; r++)
+                acc[r] = v16_fma(i16_to_v16(sum[r]), v16_mul(scale, v16_set1(a[r * QACT_ROW].d)), acc[r]);
+        }
         if (source_least(s)) {
-            const v16 least = source_scale(s, side, 1);
+            const v16 least = source_scale(s, t->side, b, 1);
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++)
                 acc[r] = v16_fma(v16_set1(a[r * QACT_ROW].s), least, acc[r]);
         }
-        w += source_data(s), side += source_side(s), a++;
+        w += source_data(s), a++;
     }
     for (int r = 0; r < rows; r++)
         v16_store_n(t->y + (size_t)r * t->ldy, acc[r], t->last);
 }
 
-/* tiles[source][rows - 1] */
+/* tiles[source][rows - 1]: the formats that most models come in, and the wide sources, for all rows; the other formats up to QFEW. */
 #define QTILE_DEFINE(r, s) \
     static void tile_##s##_##r(const qtile *t) { qtile_run(t, r, s); }
 #define QTILE_ENTRY(r, s) [s][r - 1] = tile_##s##_##r,
@@ -161,9 +156,11 @@ SIMD void qtile_run(const qtile *t, const int rows, const qsource s)
 #else
 #define QTILE_ROWS(X, s) QTILE_4(X, s)
 #endif
-#define QTILE_ALL(X)                                                                                              \
-    QTILE_ROWS(X, FROM_Q4_0) QTILE_ROWS(X, FROM_Q4_1) QTILE_ROWS(X, FROM_Q8_0) QTILE_ROWS(X, WIDE_NIBBLE)         \
-    QTILE_ROWS(X, WIDE_NIBBLE_LEAST) QTILE_ROWS(X, WIDE_BYTE)
+#define QTILE_ALL(X)                                                                                                             \
+    QTILE_ROWS(X, FROM_Q4_0) QTILE_ROWS(X, FROM_Q4_1) QTILE_ROWS(X, FROM_Q8_0) QTILE_4(X, FROM_Q5_0) QTILE_4(X, FROM_Q5_1)       \
+    QTILE_4(X, FROM_Q4_K) QTILE_4(X, FROM_Q5_K) QTILE_4(X, FROM_Q6_K) QTILE_4(X, FROM_IQ4_NL) QTILE_4(X, FROM_MXFP4)             \
+    QTILE_ROWS(X, WIDE_NIBBLE) QTILE_ROWS(X, WIDE_NIBBLE_LEAST) QTILE_ROWS(X, WIDE_FIVE) QTILE_ROWS(X, WIDE_FIVE_LEAST)          \
+    QTILE_ROWS(X, WIDE_SIX) QTILE_ROWS(X, WIDE_BYTE)
 QTILE_ALL(QTILE_DEFINE)
 static const qtile_fn tiles[QSOURCES][QROWS] = {QTILE_ALL(QTILE_ENTRY)};
 

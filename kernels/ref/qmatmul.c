@@ -11,13 +11,12 @@
 
 typedef struct activations {
     int8_t a[QBLOCK];
-    int sum;
     float d;
 } activations;
 
 static activations quantise(const float *x)
 {
-    activations q = {.sum = 0};
+    activations q = {.d = 0};
     uint32_t most = 0; /* the bits of magnitudes are in their order, infinities and NaN last */
     for (int i = 0; i < QBLOCK; i++) {
         const uint32_t bits = float_bits(x[i]) & 0x7fffffffu;
@@ -25,11 +24,23 @@ static activations quantise(const float *x)
     }
     const float amax = bits_float(most);
     q.d = most >= 0x7f800000u ? bits_float(0x7fc00000u) : amax < QACT_LEAST ? 0.0f : amax / 127.0f;
-    for (int i = 0; i < QBLOCK && q.d > 0; i++) {
+    for (int i = 0; i < QBLOCK && q.d > 0; i++)
         q.a[i] = (int8_t)rintf(x[i] * (127.0f / amax));
-        q.sum += q.a[i];
-    }
     return q;
+}
+
+/* One block's part of the chain. */
+static float add_block(float y, const activations *x, const qpanel_piece *w, numfmt f)
+{
+    const int step = qpanel_halves(f) ? QBLOCK / 2 : QBLOCK;
+    int all = 0;
+    for (int first = 0; first < QBLOCK; first += step) {
+        int sum = 0;
+        for (int i = first; i < first + step; i++)
+            sum += w->q[i] * x->a[i], all += x->a[i];
+        y = fmaf((float)sum, w->scale[first / 16] * x->d, y);
+    }
+    return qpanel_least(f) ? fmaf((float)all * x->d, w->least, y) : y;
 }
 
 static void block_rows(const qmatmul_args *a, const qmatrix *m, int g, size_t r)
@@ -39,13 +50,8 @@ static void block_rows(const qmatmul_args *a, const qmatrix *m, int g, size_t r)
         for (int n = 0; n < m->N; n++) {
             float *y = m->y + r * m->ldy + (size_t)n;
             qpanel_piece w;
-            int sum = 0;
             qpanel_read(&w, m->w[g], m->format, n, b, m->N, a->K);
-            for (int i = 0; i < QBLOCK; i++)
-                sum += w.q[i] * x.a[i];
-            *y = fmaf((float)sum, w.scale * x.d, *y);
-            if (m->format == NUM_Q4_1)
-                *y = fmaf((float)x.sum * x.d, w.least, *y);
+            *y = add_block(*y, &x, &w, m->format);
         }
     }
 }

@@ -37,10 +37,18 @@ x = rows()
 print("/* Written by make_numfmt.py from the gguf package 0.19.0; do not edit. */")
 print("#ifndef MOE_TESTS_KERNELS_NUMFMT_GGUF_H\n#define MOE_TESTS_KERNELS_NUMFMT_GGUF_H\n\n#include <stdint.h>\n")
 table("uint32_t", "gguf_input", x.view(np.uint32), "0x%08xu")
-for t in (T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q8_0):
+for t in (T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q8_0, T.Q5_0, T.Q5_1, T.MXFP4):
     with np.errstate(all="ignore"):
         stored = quantize(x, t).view(np.uint8).ravel()
         back = dequantize(stored, t).ravel().astype(np.float32)
     table("uint8_t", f"gguf_{t.name.lower()}", stored, "%3d")
     table("uint32_t", f"gguf_{t.name.lower()}_back", back.view(np.uint32), "0x%08xu")
+
+# Formats that are only read: any bytes, with scales that are numbers.
+for t, size, scales in ((T.Q4_K, 144, (0, 2)), (T.Q5_K, 176, (0, 2)), (T.Q6_K, 210, (208,)), (T.IQ4_NL, 18, (0,))):
+    blocks = rng.integers(0, 256, (2 if size > 100 else 4, size), dtype=np.uint8)
+    for at in scales:
+        blocks[:, at:at + 2] = (rng.standard_normal(len(blocks)) * 0.01).astype(np.float16).view(np.uint8).reshape(-1, 2)
+    table("uint8_t", f"gguf_{t.name.lower()}", blocks.ravel(), "%3d")
+    table("uint32_t", f"gguf_{t.name.lower()}_back", dequantize(blocks.ravel(), t).ravel().view(np.uint32), "0x%08xu")
 print("\n#endif")

@@ -30,12 +30,16 @@ static uint8_t *rows_new(numfmt f, int64_t N, int64_t K, uint64_t seed)
     }
     for (size_t i = 0; i < bytes; i++)
         rows[i] = (uint8_t)test_bits(seed, i);
-    for (size_t b = 0; b < bytes / (size_t)about->bytes; b++)
-        for (int h = 0; h < (f == NUM_Q4_1 ? 2 : 1); h++) {
+    for (size_t b = 0; b < bytes / (size_t)about->bytes; b++) {
+        uint8_t *block = rows + b * (size_t)about->bytes;
+        if (f == NUM_MXFP4)
+            block[0] = (uint8_t)(110 + block[0] % 20);
+        for (int h = 0; h < (qpanel_least(f) ? 2 : f == NUM_MXFP4 ? 0 : 1); h++) {
             const float d = (float)((int)(test_bits(seed + 1, 2 * b + (size_t)h) % 2001) - 1000) * (b % 7 == 0 ? 1e-7f : 1e-4f);
             const uint16_t bits = half_from_float(d);
-            memcpy(rows + b * (size_t)about->bytes + 2 * h, &bits, sizeof bits);
+            memcpy(block + (f == NUM_Q6_K ? 208 : 2 * h), &bits, sizeof bits);
         }
+    }
     if (bytes > 40 && f == NUM_Q8_0)
         memset(rows + 2, 0x80, 32); /* -128: no quantiser writes it, a file may */
     return rows;
@@ -54,6 +58,9 @@ static void *panels_new(const uint8_t *rows, numfmt f, int64_t N, int64_t K)
                      (int)N, (int)K, i);
     return panels;
 }
+
+/* The next multiple of the format's block. */
+static int whole_blocks(numfmt f, int K) { return (K + numfmt_about(f)->block - 1) / numfmt_about(f)->block * numfmt_about(f)->block; }
 
 typedef struct product {
     const char *name;
@@ -166,7 +173,7 @@ Test(qmatmul, every_format_with_one_row_and_with_many)
     static const int counts[] = {0, 1, 2, 3, 4, 5, 12, 13, 37};
     for (int f = 0; f < NUM_FORMATS; f++)
         for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
-            product p = {.name = "one group", .M = 1, .K = 96, .format = {(numfmt)f}, .N = {53}, .offset = {1}};
+            product p = {.name = "one group", .M = 1, .K = whole_blocks((numfmt)f, 96), .format = {(numfmt)f}, .N = {53}, .offset = {1}};
             set_rows(&p, 0, counts[i]);
             check_all_backends(&p);
         }
@@ -176,7 +183,7 @@ Test(qmatmul, all_formats_share_an_input_in_ragged_groups)
 {
     static const int ragged[] = {1, 0, 7, 30, 2, 0, 14};
     for (int f = 0; f < NUM_FORMATS; f++) {
-        product p = {.name = "ragged groups", .M = 3, .K = 64, .N = {17, 160, 16}, .offset = {3}};
+        product p = {.name = "ragged groups", .M = 3, .K = 256, .N = {17, 160, 16}, .offset = {3}};
         for (int m = 0; m < p.M; m++)
             p.format[m] = (numfmt)((f + 2 * m) % NUM_FORMATS);
         for (int g = 0; g < 7; g++)
@@ -189,8 +196,11 @@ Test(qmatmul, all_formats_share_an_input_in_ragged_groups)
 Test(qmatmul, past_every_tile)
 {
     product p = {.name = "long rows", .M = 2, .K = 2144, .format = {NUM_Q4_0, NUM_Q8_0}, .N = {33, 20}};
+    product k = {.name = "long K blocks", .M = 3, .K = 2304, .format = {NUM_Q4_K, NUM_Q6_K, NUM_Q5_K}, .N = {33, 20, 16}};
     set_rows(&p, 0, 3), set_rows(&p, 1, 29);
     check_all_backends(&p);
+    set_rows(&k, 0, 2), set_rows(&k, 1, 19);
+    check_all_backends(&k);
     product q = {.name = "many rows", .M = 2, .K = 32, .format = {NUM_Q4_1, NUM_BF16}, .N = {16, 40}};
     set_rows(&q, 0, 1117), set_rows(&q, 1, 6);
     check_all_backends(&q);
@@ -269,11 +279,10 @@ Test(qmatmul, f32_has_the_bits_of_matmul_forward)
  * together are below `size`. */
 Test(qmatmul, the_definition_is_the_product)
 {
-    enum { R = 3, N = 20, K = 160 };
-    static const numfmt formats[] = {NUM_Q4_0, NUM_Q4_1, NUM_Q8_0, NUM_F16, NUM_BF16};
-    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
-        product p = {.name = "double", .M = 1, .K = K, .format = {formats[i]}, .N = {N}};
-        const bool plain = numfmt_about(formats[i])->block == 1;
+    enum { R = 3, N = 20, K = 512 };
+    for (int i = 0; i < NUM_FORMATS; i++) {
+        product p = {.name = "double", .M = 1, .K = K, .format = {(numfmt)i}, .N = {N}};
+        const bool plain = numfmt_about((numfmt)i)->block == 1;
         set_rows(&p, 0, R);
         product_fill(&p);
         result got = run(&p, test_reference()->qmatmul, test_stream());
@@ -281,7 +290,7 @@ Test(qmatmul, the_definition_is_the_product)
             for (int n = 0; n < N; n++) {
                 float w[K];
                 double sum = 0, bound = 0, size = 0;
-                qpanel_row(w, p.w[0][0], formats[i], n, N, K);
+                qpanel_row(w, p.w[0][0], (numfmt)i, n, N, K);
                 for (int b = 0; b < K / QBLOCK; b++) {
                     double amax = 0, weights = 0;
                     for (int k = b * QBLOCK; k < (b + 1) * QBLOCK; k++) {
@@ -294,7 +303,7 @@ Test(qmatmul, the_definition_is_the_product)
                 }
                 const double y = (double)got.y[0][(size_t)r * p.ldy[0] + (size_t)n];
                 cr_assert_leq(fabs(y - sum), bound + size * K * FLT_EPSILON, "%s: [%d, %d]: got %g, double gives %g, bound %g",
-                              numfmt_about(formats[i])->name, r, n, y, sum, bound);
+                              numfmt_about((numfmt)i)->name, r, n, y, sum, bound);
             }
         result_free(&p, &got);
         product_free(&p);
@@ -306,7 +315,7 @@ Test(qmatmul, panels_hold_the_rows_they_were_made_of)
     static const int sizes[][2] = {{1, 32}, {16, 64}, {53, 352}, {40, 1024}};
     for (int f = 0; f < NUM_FORMATS; f++)
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-            const int N = sizes[i][0], K = sizes[i][1];
+            const int N = sizes[i][0], K = whole_blocks((numfmt)f, sizes[i][1]);
             uint8_t *rows = rows_new((numfmt)f, N, K, 77), *panels = panels_new(rows, (numfmt)f, N, K);
             float got[1024], want[1024];
             char what[64];
@@ -323,8 +332,9 @@ Test(qmatmul, panels_hold_the_rows_they_were_made_of)
 /* An expert lands in parts, its rows further apart than they are long. */
 Test(qmatmul, packing_in_parts_is_packing)
 {
-    enum { N = 53, K = 96, GAP = 7 };
+    enum { N = 53, GAP = 7 };
     for (int f = 0; f < NUM_FORMATS; f++) {
+        const int K = whole_blocks((numfmt)f, 96);
         const size_t row = numfmt_row_bytes((numfmt)f, K), bytes = qpanel_bytes((numfmt)f, N, K);
         uint8_t *rows = rows_new((numfmt)f, N, K, 3), *want = panels_new(rows, (numfmt)f, N, K);
         uint8_t *apart = malloc(N * (row + GAP)), *got = aligned_alloc(64, bytes);
@@ -343,7 +353,7 @@ Test(qmatmul, packing_in_parts_is_packing)
 
 Test(qmatmul, the_fast_packing_is_the_plain_one)
 {
-    static const numfmt formats[] = {NUM_Q4_0, NUM_Q4_1, NUM_Q8_0};
+    static const numfmt formats[] = {NUM_Q4_0, NUM_Q4_1, NUM_Q8_0, NUM_IQ4_NL};
     enum { K = 160 };
     for (size_t i = 0; i < sizeof formats / sizeof *formats && __builtin_cpu_supports("avx2"); i++) {
         const qpanel_layout l = qpanel_about(formats[i]);
