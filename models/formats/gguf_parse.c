@@ -29,13 +29,13 @@ static const struct {
     const char *name;
     int format;
 } TENSOR_TYPES[] = {
-    [0] = {"F32", NUM_F32},  [1] = {"F16", NUM_F16},  [2] = {"Q4_0", NUM_Q4_0}, [3] = {"Q4_1", NUM_Q4_1}, [6] = {"Q5_0", -1},
-    [7] = {"Q5_1", -1},      [8] = {"Q8_0", NUM_Q8_0}, [9] = {"Q8_1", -1},      [10] = {"Q2_K", -1},      [11] = {"Q3_K", -1},
-    [12] = {"Q4_K", -1},     [13] = {"Q5_K", -1},     [14] = {"Q6_K", -1},      [15] = {"Q8_K", -1},      [16] = {"IQ2_XXS", -1},
-    [17] = {"IQ2_XS", -1},   [18] = {"IQ3_XXS", -1},  [19] = {"IQ1_S", -1},     [20] = {"IQ4_NL", -1},    [21] = {"IQ3_S", -1},
+    [0] = {"F32", NUM_F32},  [1] = {"F16", NUM_F16},  [2] = {"Q4_0", NUM_Q4_0}, [3] = {"Q4_1", NUM_Q4_1}, [6] = {"Q5_0", NUM_Q5_0},
+    [7] = {"Q5_1", NUM_Q5_1},      [8] = {"Q8_0", NUM_Q8_0}, [9] = {"Q8_1", -1},      [10] = {"Q2_K", -1},      [11] = {"Q3_K", -1},
+    [12] = {"Q4_K", NUM_Q4_K},     [13] = {"Q5_K", NUM_Q5_K},     [14] = {"Q6_K", NUM_Q6_K},      [15] = {"Q8_K", -1},      [16] = {"IQ2_XXS", -1},
+    [17] = {"IQ2_XS", -1},   [18] = {"IQ3_XXS", -1},  [19] = {"IQ1_S", -1},     [20] = {"IQ4_NL", NUM_IQ4_NL},    [21] = {"IQ3_S", -1},
     [22] = {"IQ2_S", -1},    [23] = {"IQ4_XS", -1},   [24] = {"I8", -1},        [25] = {"I16", -1},       [26] = {"I32", -1},
     [27] = {"I64", -1},      [28] = {"F64", -1},      [29] = {"IQ1_M", -1},     [30] = {"BF16", NUM_BF16}, [34] = {"TQ1_0", -1},
-    [35] = {"TQ2_0", -1},    [39] = {"MXFP4", -1},
+    [35] = {"TQ2_0", -1},    [39] = {"MXFP4", NUM_MXFP4},
 };
 
 enum { NTENSOR_TYPES = sizeof TENSOR_TYPES / sizeof *TENSOR_TYPES };
@@ -192,7 +192,7 @@ static moe_err size_tensor(walker *w, gguf_tensor *t, uint32_t type)
     if (type >= NTENSOR_TYPES || TENSOR_TYPES[type].name == NULL)
         return fail(w, "%.*s has type %u: ggml has no such type", w->last_bytes, w->last, type);
     if (TENSOR_TYPES[type].format < 0)
-        return fail(w, "%.*s has type %s: F32, F16, BF16, Q4_0, Q4_1 and Q8_0 are read", w->last_bytes, w->last, TENSOR_TYPES[type].name);
+        return fail(w, "%.*s has type %s: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, IQ4_NL and MXFP4 are read", w->last_bytes, w->last, TENSOR_TYPES[type].name);
     t->format = (numfmt)TENSOR_TYPES[type].format;
     const numfmt_info *f = numfmt_about(t->format);
     if (t->shape[0] % f->block != 0)

@@ -42,6 +42,8 @@ static moe_err target(const model *m, const packed_options *o, const tensor_info
     model_find(m, t, &e);
     const int wish = t->kind == SECTION_EXPERT ? o->experts : is_convertible(t) ? o->dense : PACKED_AS_IS;
     *out = t->layout == TENSOR_VECTOR ? NUM_F32 : wish == PACKED_AS_IS ? e.format : (numfmt)wish;
+    if (*out != e.format && !numfmt_about(*out)->writable)
+        return moe_fail(MOE_E_CONFIG, "%s: %s cannot become %s: that format is only read", model_name(m), t->name, numfmt_about(*out)->name);
     if (t->cols % numfmt_about(*out)->block != 0)
         return moe_fail(MOE_E_CONFIG, "%s: %s has rows of %lld: %s needs a multiple of %d", model_name(m), t->name, (long long)t->cols,
                         numfmt_about(*out)->name, numfmt_about(*out)->block);

@@ -339,7 +339,7 @@ Test(model, packed_gguf_is_the_same_model)
 /* Quantising twice, from the model and from what is packed of it, is quantising once. */
 Test(model, quantized)
 {
-    static const int formats[] = {NUM_Q8_0, NUM_Q4_0, NUM_BF16};
+    static const int formats[] = {NUM_Q8_0, NUM_Q4_0, NUM_BF16, NUM_Q5_1, NUM_MXFP4};
     model_spec spec;
     model *m;
     tensor_info *t;
@@ -383,11 +383,13 @@ Test(model, packing_leaves_nothing_behind)
     write_text(file("full/x"), "");
     cr_assert_eq(packed_write(m, file("full"), &as_is), MOE_E_CREATE);
     cr_assert_eq(packed_write(m, file("none/x"), &as_is), MOE_E_CREATE);
-    if (model_spec_of(m)->D % 32 != 0 || model_spec_of(m)->F % 32 != 0) {
-        cr_assert_eq(packed_write(m, file("q4"), &q4), MOE_E_CONFIG);
-        cr_assert_not_null(strstr(moe_error_text(), "q4_0 needs a multiple of 32"), "%s", moe_error_text());
-        cr_assert_eq(access(file("q4.partial"), F_OK), -1);
-    }
+    cr_assert(model_spec_of(m)->D % 32 != 0 || model_spec_of(m)->F % 32 != 0);
+    cr_assert_eq(packed_write(m, file("q4"), &q4), MOE_E_CONFIG);
+    cr_assert_not_null(strstr(moe_error_text(), "q4_0 needs a multiple of 32"), "%s", moe_error_text());
+    cr_assert_eq(access(file("q4.partial"), F_OK), -1);
+    const packed_options q6 = {.experts = NUM_Q6_K, .dense = PACKED_AS_IS};
+    cr_assert_eq(packed_write(m, file("q6"), &q6), MOE_E_CONFIG);
+    cr_assert_not_null(strstr(moe_error_text(), "cannot become q6_k"), "%s", moe_error_text());
     /* The write that fails, as on a full disk; what an attempt before it left is gone as well. */
     cr_assert_eq(mkdir(file("out.partial"), 0777), 0);
     write_text(file("out.partial/experts.bin"), "old");
