@@ -1,0 +1,82 @@
+/* seeds_gguf DIR: small GGUF files for the fuzzer to begin with: a dense model, a sparse one, a tokenizer. */
+#include <stdio.h>
+
+#include "tests/models/gguf_build.h"
+
+enum { D = 4, V = 3, E = 2 };
+
+static const float zeros[D * D * E];
+
+static void tensor(gguf_build *b, const char *name, int dims, uint64_t cols, uint64_t rows)
+{
+    gguf_build_tensor(b, name, GGML_F32, dims, (uint64_t[]){cols, rows, E}, zeros, cols * rows * (dims == 3 ? E : 1) * sizeof *zeros);
+}
+
+static void metadata(gguf_build *b, const char *arch)
+{
+    static const char *const keys[] = {"embedding_length", "attention.key_length", "feed_forward_length", "expert_feed_forward_length"};
+    static const struct {
+        const char *key;
+        uint32_t x;
+    } counts[] = {{"block_count", 1}, {"context_length", 64}, {"attention.head_count", 1}, {"attention.head_count_kv", 1}};
+    char key[96];
+    gguf_build_string(b, "general.architecture", arch);
+    for (int i = 0; i < (arch[5] == 'm' ? 4 : 3); i++) { /* qwen3moe */
+        snprintf(key, sizeof key, "%s.%s", arch, keys[i]);
+        gguf_build_u32(b, key, D);
+    }
+    for (int i = 0; i < 4; i++) {
+        snprintf(key, sizeof key, "%s.%s", arch, counts[i].key);
+        gguf_build_u32(b, key, counts[i].x);
+    }
+    snprintf(key, sizeof key, "%s.attention.layer_norm_rms_epsilon", arch);
+    gguf_build_f32(b, key, 1e-6f);
+    tensor(b, "token_embd.weight", 2, D, V);
+    tensor(b, "output_norm.weight", 1, D, 1);
+    tensor(b, "blk.0.attn_norm.weight", 1, D, 1);
+    tensor(b, "blk.0.ffn_norm.weight", 1, D, 1);
+    tensor(b, "blk.0.attn_q.weight", 2, D, D);
+    tensor(b, "blk.0.attn_k.weight", 2, D, D);
+    tensor(b, "blk.0.attn_v.weight", 2, D, D);
+    tensor(b, "blk.0.attn_output.weight", 2, D, D);
+}
+
+static void write(gguf_build *b, const char *dir, const char *name)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    gguf_build_write(b, path);
+    gguf_build_free(b);
+    *b = (gguf_build)GGUF_BUILD;
+}
+
+int main(int argc, char **argv)
+{
+    static const char *const tokens[] = {"a", "b", "ab"}, *const merges[] = {"a b"};
+    static const int32_t types[] = {1, 1, 1};
+    const char *dir = argc > 1 ? argv[1] : ".";
+    gguf_build b = GGUF_BUILD;
+    metadata(&b, "llama");
+    tensor(&b, "blk.0.ffn_gate.weight", 2, D, D);
+    tensor(&b, "blk.0.ffn_up.weight", 2, D, D);
+    tensor(&b, "blk.0.ffn_down.weight", 2, D, D);
+    write(&b, dir, "llama");
+    metadata(&b, "qwen3moe");
+    gguf_build_u32(&b, "qwen3moe.expert_count", E);
+    gguf_build_u32(&b, "qwen3moe.expert_used_count", 1);
+    tensor(&b, "blk.0.attn_q_norm.weight", 1, D, 1);
+    tensor(&b, "blk.0.attn_k_norm.weight", 1, D, 1);
+    tensor(&b, "blk.0.ffn_gate_inp.weight", 2, D, E);
+    tensor(&b, "blk.0.ffn_gate_exps.weight", 3, D, D);
+    tensor(&b, "blk.0.ffn_up_exps.weight", 3, D, D);
+    tensor(&b, "blk.0.ffn_down_exps.weight", 3, D, D);
+    write(&b, dir, "qwen3moe");
+    gguf_build_string(&b, "tokenizer.ggml.model", "gpt2");
+    gguf_build_string(&b, "tokenizer.ggml.pre", "smollm");
+    gguf_build_strings(&b, "tokenizer.ggml.tokens", tokens, 3);
+    gguf_build_array(&b, "tokenizer.ggml.token_type", GGUF_I32, types, 3, sizeof types);
+    gguf_build_strings(&b, "tokenizer.ggml.merges", merges, 1);
+    gguf_build_u32(&b, "tokenizer.ggml.eos_token_id", 0);
+    write(&b, dir, "tokenizer");
+    return 0;
+}
