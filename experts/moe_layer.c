@@ -132,12 +132,12 @@ moe_err moe_update(moe_layers *m, const tier_lease *l, const float *grad, const 
 {
     const size_t n = m->layout.floats;
     if (!m->bf16_moments) {
-        const adamw_args a = {.w = l->part[STORE_W], .m = l->part[STORE_M], .v = l->part[STORE_V], .grad = grad, .steps = steps,
+        const adamw_args a = {.w = {.w = l->part[STORE_W]}, .m = l->part[STORE_M], .v = l->part[STORE_V], .grad = grad, .steps = steps,
                               .nsteps = nsteps, .n = n, .decay = true};
         return m->be->adamw(&a, m->stream);
     }
     uint16_t *moments = (uint16_t *)(void *)l->part[STORE_M];
-    const adamw_bf16_args a = {.w = l->part[STORE_W], .m = moments, .v = moments + n, .grad = grad, .steps = steps, .nsteps = nsteps,
+    const adamw_bf16_args a = {.w = {.w = l->part[STORE_W]}, .m = moments, .v = moments + n, .grad = grad, .steps = steps, .nsteps = nsteps,
                                .n = n, .decay = true, .seed = m->seed, .section = (uint32_t)l->section};
     return m->be->adamw_bf16(&a, m->stream);
 }

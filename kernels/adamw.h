@@ -6,18 +6,20 @@
  *   v = fma(c2 * g, g, v * beta2)                  c2 = 1 - beta2                                              (addcmul_)
  *   w = w + (-size * m) / (sqrt(v) / root2 + eps)  size = lr / bias1, root2 = sqrt(bias2), bias_i = 1 - beta_i^step  (addcdiv_)
  * The scalars are computed in double and rounded once to fp32 (adamw_scalars_of); c1 - 1 is taken in fp32. Steps after the first
- * use g = 0: the decay of an expert that received no tokens. `grad` NULL: all steps use g = 0. nsteps steps in one call are bitwise
- * nsteps calls; nsteps 0 changes nothing. Source: arXiv 1711.05101.
+ * use g = 0: the decay of an expert that received no tokens. `grad` NULL: all steps use g = 0. nsteps steps in one call are
+ * bitwise nsteps calls; nsteps 0 changes nothing. Source: arXiv 1711.05101.
  *
- * adamw_bf16: the same with m and v stored as bf16. A step widens m and v to fp32 (exact), does the five lines above in fp32 - so w
- * moves by the moments before they are rounded - and then rounds m and v stochastically, after every step, so that many steps in one
- * call are bitwise many calls. Rounding x with 16 random bits r: the magnitude of x as an integer plus r, its lower half cut off; x is
- * rounded away from zero with the probability of its lower half over 2^16, so the mean over r is x. The sign stays; zeros, infinities
- * and what bf16 holds exactly stay; a finite x beyond the largest bf16 becomes that; every NaN becomes 0x7fc0. Denormals are flushed
- * before (as everywhere), and cutting a normal number leaves a normal one. Source: arXiv 2010.06192.
- * The random bits of element i at step s: word (i mod 64) / 16 of the four that random_words gives for key (seed, section, s) and
- * counter i / 64 * 16 + i mod 16; the lower half rounds m, the upper half v. So a vector of sixteen counters serves 64 elements and
- * no word has to change its lane. Initial weights have the same key with step 0; steps of training begin at 1. */
+ * adamw_bf16: the same with m and v stored as bf16. A step widens m and v to fp32 (exact), does the five lines above in fp32 - so
+ * w moves by the moments before they are rounded - and then rounds m and v stochastically, after every step, so that many steps
+ * in one call are bitwise many calls. Rounding x with 16 random bits r: the magnitude of x as an integer plus r, its lower half
+ * cut off; x is rounded away from zero with the probability of its lower half over 2^16, so the mean over r is x. The sign stays;
+ * zeros, infinities and what bf16 holds exactly stay; a finite x beyond the largest bf16 becomes that; every NaN becomes 0x7fc0.
+ * Denormals are flushed before (as everywhere), and cutting a normal number leaves a normal one. Source: arXiv 2010.06192. The
+ * random bits of element i at step s: word (i mod 64) / 16 of the four that random_words gives for key (seed, section, s) and
+ * counter i / 64 * 16 + i mod 16; the lower half rounds m, the upper half v. So a vector of sixteen counters serves 64 elements
+ * and no word has to change its lane. Initial weights have the same key with step 0; steps of training begin at 1.
+ *
+ * The weights may come as halves (kernels/halves.h): the same numbers, so the same results to the bit. */
 #ifndef MOE_KERNELS_ADAMW_H
 #define MOE_KERNELS_ADAMW_H
 
@@ -35,8 +37,15 @@ typedef struct adamw_step {
 } adamw_step;
 _Static_assert(sizeof(adamw_step) == 56, "adamw_step is a record of the checkpoint");
 
+/* [n] weights in one of two forms: w, or near and rest with w NULL. */
+typedef struct adamw_weights {
+    float *w;
+    uint16_t *near, *rest;
+} adamw_weights;
+
 typedef struct adamw_args {
-    float *w, *m, *v;         /* [n] in/out                                */
+    adamw_weights w;          /* [n] in/out                                */
+    float *m, *v;             /* [n] in/out                                */
     const float *grad;        /* [n] of steps[0], or NULL                  */
     const adamw_step *steps;  /* [nsteps] in order                         */
     int nsteps;
@@ -47,7 +56,7 @@ typedef struct adamw_args {
 typedef moe_err (*adamw_fn)(const adamw_args *a, moe_stream *s);
 
 typedef struct adamw_bf16_args {
-    float *w;                 /* [n] in/out                                */
+    adamw_weights w;          /* [n] in/out                                */
     uint16_t *m, *v;          /* [n] in/out, bf16                          */
     const float *grad;        /* as above                                  */
     const adamw_step *steps;

@@ -10,7 +10,8 @@
  * Order of sums: one accumulator per output, one fused multiply-add per term, in the order named. The chain starts from 0,
  * or from what the output holds when `accumulate` is set (so a chain can be continued by a later call).
  * Group g owns rows [offset[g], offset[g + 1]) of x, y, dx, dy and the weights w[g] (dw[g]). A group without rows is normal;
- * with accumulate unset its dw is set to zero. Rows outside the groups are not touched. x/y and dy/dx must not overlap. */
+ * with accumulate unset its dw is set to zero. Rows outside the groups are not touched. x/y and dy/dx must not overlap.
+ * Weights may come as bf16 (w16): the bits are those of the product with the same numbers in fp32, read in half the bytes. */
 #ifndef MOE_KERNELS_MATMUL_H
 #define MOE_KERNELS_MATMUL_H
 
@@ -32,6 +33,7 @@ static inline size_t panel_index(int64_t n, int64_t k, int64_t K)
 typedef struct matmul_args {
     float *const *dw;       /* [G] panels (N, K), written by dw                       */
     const float *const *w;  /* [G] panels (N, K), read by forward and dx              */
+    const uint16_t *const *w16; /* [G] the same panels in bf16, or NULL: w is read    */
     float *y;               /* [rows, ldy >= N] forward: out; dx and dw: dy, only read */
     float *x;               /* [rows, ldx >= K] dx: out (dx); forward and dw: only read */
     size_t ldy, ldx;        /* floats from one row to the next                        */

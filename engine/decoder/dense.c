@@ -183,7 +183,7 @@ moe_err dense_update(dense_part *d, const moe_backend *be, moe_stream *s, const 
     for (int i = 0; i < d->nranges; i++) {
         const dense_range *r = &d->range[i];
         const adamw_args a = {
-            .w = d->w + r->offset, .m = d->m + r->offset, .v = d->v + r->offset, .grad = d->g + r->offset, .steps = step, .nsteps = 1,
+            .w = {.w = d->w + r->offset}, .m = d->m + r->offset, .v = d->v + r->offset, .grad = d->g + r->offset, .steps = step, .nsteps = 1,
             .n = r->floats, .decay = r->decay,
         };
         TRY(be->adamw(&a, s));

@@ -29,19 +29,25 @@ SIMD element element_steps(const pass *p, element e, v16 grad)
 static void pass_elements(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const pass *p = ctx;
-    float *w = p->a->w, *m = p->a->m, *v = p->a->v;
+    const adamw_weights w = p->a->w;
+    float *m = p->a->m, *v = p->a->v;
     int64_t i = begin;
     (void)worker;
     for (; i + V16 <= end; i += V16) {
-        element e = {v16_load(w + i), v16_load(m + i), v16_load(v + i)};
+        element e = {weights_load(w, i), v16_load(m + i), v16_load(v + i)};
         e = element_steps(p, e, p->grad != NULL ? v16_load(p->grad + i) : v16_zero());
-        v16_store(w + i, e.w), v16_store(m + i, e.m), v16_store(v + i, e.v);
+        weights_store(w, i, e.w), v16_store(m + i, e.m), v16_store(v + i, e.v);
     }
     if (i < end) {
         const int n = (int)(end - i);
-        element e = {v16_load_n(w + i, n), v16_load_n(m + i, n), v16_load_n(v + i, n)};
+        weights_edge copy = {0};
+        const adamw_weights edge = edge_of(&copy, w.w == NULL);
+        weights_copy(edge, 0, w, i, n);
+        element e = {weights_load(edge, 0), v16_load_n(m + i, n), v16_load_n(v + i, n)};
         e = element_steps(p, e, p->grad != NULL ? v16_load_n(p->grad + i, n) : v16_zero());
-        v16_store_n(w + i, e.w, n), v16_store_n(m + i, e.m, n), v16_store_n(v + i, e.v, n);
+        weights_store(edge, 0, e.w);
+        weights_copy(w, i, edge, 0, n);
+        v16_store_n(m + i, e.m, n), v16_store_n(v + i, e.v, n);
     }
 }
 

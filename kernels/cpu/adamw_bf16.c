@@ -34,18 +34,17 @@ SIMD v16 round_bf16(v16 x, i16 bits)
     return v16_select(i16_gt(size, infinite), i16_float(i16_set1(0x7fc00000)), i16_float(kept));
 }
 
-SIMD v16 widen(const uint16_t *p) { return i16_float(i16_shl(i16_load_u16(p), 16)); }
 SIMD void narrow(uint16_t *p, v16 x) { i16_store_u16(p, i16_shr(v16_bits(x), 16)); }
 
-/* Block `at` of the section; g: its gradient, or NULL. */
-SIMD void block_steps(const pass *p, int64_t at, float *w, uint16_t *m, uint16_t *v, const float *g)
+/* Block `at` of the section, its weights from i on; g: its gradient, or NULL. */
+SIMD void block_steps(const pass *p, int64_t at, adamw_weights w, int64_t i, uint16_t *m, uint16_t *v, const float *g)
 {
     const uint64_t first = (uint64_t)at * V16; /* its sixteen counters share the upper word */
     const counters c = {i16_add(i16_set1((int32_t)(uint32_t)first), i16_iota()), i16_set1((int32_t)(uint32_t)(first >> 32))};
     element e[4];
 #pragma GCC unroll 4
     for (int q = 0; q < 4; q++)
-        e[q] = (element){v16_load(w + q * V16), widen(m + q * V16), widen(v + q * V16)};
+        e[q] = (element){weights_load(w, i + q * V16), v16_widen(m + q * V16), v16_widen(v + q * V16)};
     for (int j = 0; j < p->nsteps; j++) {
         i16 word[4];
         philox(word, c, (random_key){p->a->seed, p->a->section, p->step[j]});
@@ -58,7 +57,7 @@ SIMD void block_steps(const pass *p, int64_t at, float *w, uint16_t *m, uint16_t
     }
 #pragma GCC unroll 4
     for (int q = 0; q < 4; q++) {
-        v16_store(w + q * V16, e[q].w);
+        weights_store(w, i + q * V16, e[q].w);
         narrow(m + q * V16, e[q].m);
         narrow(v + q * V16, e[q].v);
     }
@@ -69,15 +68,17 @@ static void part_block(const pass *p, int64_t at, int64_t n)
 {
     const adamw_bf16_args *a = p->a;
     const size_t i = (size_t)at * BLOCK, count = (size_t)n;
-    float w[BLOCK] = {0}, g[BLOCK] = {0};
+    weights_edge copy = {0};
+    const adamw_weights edge = edge_of(&copy, a->w.w == NULL);
+    float g[BLOCK] = {0};
     uint16_t m[BLOCK] = {0}, v[BLOCK] = {0};
-    memcpy(w, a->w + i, count * sizeof *w);
+    weights_copy(edge, 0, a->w, (int64_t)i, n);
     memcpy(m, a->m + i, count * sizeof *m);
     memcpy(v, a->v + i, count * sizeof *v);
     if (p->grad != NULL)
         memcpy(g, p->grad + i, count * sizeof *g);
-    block_steps(p, at, w, m, v, g);
-    memcpy(a->w + i, w, count * sizeof *w);
+    block_steps(p, at, edge, 0, m, v, g);
+    weights_copy(a->w, (int64_t)i, edge, 0, n);
     memcpy(a->m + i, m, count * sizeof *m);
     memcpy(a->v + i, v, count * sizeof *v);
 }
@@ -90,7 +91,7 @@ static void pass_blocks(void *ctx, int64_t begin, int64_t end, int worker)
     for (int64_t at = begin; at < end; at++) {
         const int64_t i = at * BLOCK, left = (int64_t)a->n - i;
         if (left >= BLOCK)
-            block_steps(p, at, a->w + i, a->m + i, a->v + i, p->grad != NULL ? p->grad + i : NULL);
+            block_steps(p, at, a->w, i, a->m + i, a->v + i, p->grad != NULL ? p->grad + i : NULL);
         else
             part_block(p, at, left);
     }

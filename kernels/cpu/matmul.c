@@ -1,7 +1,8 @@
 /* y = x w^T for groups of rows, fast (kernels/matmul.h). The gradients are in matmul_dx.c and matmul_dw.c.
  * Vectors run along the outputs, weights are read as they are stored; rows of x are copied to the worker's scratch, where they do
- * not share cache sets. A task is (group, row block, range of panels), so that many small groups and one large one both fill the
- * threads. Rule: a task writes its own rows and columns only; which worker runs it and how it was cut cannot change a bit. */
+ * not share cache sets; bf16 weights are widened there, a strip at a time, for all rows of the block. A task is (group, row
+ * block, range of panels), so that many small groups and one large one both fill the threads. Rule: a task writes its own rows
+ * and columns only; which worker runs it and how it was cut cannot change a bit. */
 #include "kernels/cpu/matmul_tile.h"
 #include "kernels/tables.h"
 
@@ -17,13 +18,15 @@ typedef struct plan {
 
 typedef struct task {
     const float *w;
-    int64_t row, rows; /* of x and y */
+    const uint16_t *w16; /* or NULL: w */
+    int64_t row, rows;   /* of x and y */
     int panel, panel_end;
-    float *x; /* scratch: [rows, A_LD] */
+    float *x;    /* scratch: [rows, A_LD]                             */
+    float *wide; /* scratch: the strip at work, [panel][STEPS][PANEL] */
 } task;
 
 enum { RANGE_LEAST = 4, RANGE_MOST = 64 }; /* panels of a task */
-_Static_assert(ROW_BLOCK *A_LD * sizeof(float) <= KERNEL_SCRATCH_BYTES, "scratch of the product");
+_Static_assert((ROW_BLOCK * A_LD + TILE_VECS * STEPS * PANEL) * sizeof(float) <= KERNEL_SCRATCH_BYTES, "scratch of the product");
 
 /* Rows are too far apart for the processor to guess the next one: it is fetched. */
 static void copy_rows(const plan *p, const task *t, int k0, int steps)
@@ -41,6 +44,17 @@ static void copy_rows(const plan *p, const task *t, int k0, int steps)
     }
 }
 
+/* Weights of `panels` panels from `panel`, k's [k0, k0 + steps), as fp32. */
+static void widen_strip(const plan *p, const task *t, int panel, int panels, int k0, int steps)
+{
+    for (int j = 0; j < panels; j++) {
+        const uint16_t *from = t->w16 + ((size_t)(panel + j) * (size_t)p->a->K + (size_t)k0) * PANEL;
+        float *to = t->wide + (size_t)j * STEPS * PANEL;
+        for (int s = 0; s < steps; s++)
+            v16_store(to + (size_t)s * PANEL, v16_widen(from + (size_t)s * PANEL));
+    }
+}
+
 /* All row tiles of `panels` panels from `panel`, k's [k0, k0 + steps). The next strip of weights begins at `next` (NULL: there is
  * none); a single tile fetches it, or the last ones, a panel each, so that it is used at once. */
 static void run_strip(const plan *p, const task *t, int panel, int panels, int k0, int steps, const float *next)
@@ -50,7 +64,12 @@ static void run_strip(const plan *p, const task *t, int panel, int panels, int k
     tile run = {.b_vec = K * PANEL, .c_row = p->a->ldy, .c_vec = PANEL, .a_block = V16, .next_block = V16 * V16, .steps = steps};
     run.last = (panel + panels) * PANEL <= p->a->N ? V16 : V16 - ((panel + panels) * PANEL - p->a->N);
     run.load = k0 > 0 || p->a->accumulate;
-    run.b = t->w + ((size_t)panel * K + (size_t)k0) * PANEL;
+    if (t->w16 != NULL) {
+        widen_strip(p, t, panel, panels, k0, steps);
+        run.b = t->wide, run.b_vec = (size_t)STEPS * PANEL;
+    } else {
+        run.b = t->w + ((size_t)panel * K + (size_t)k0) * PANEL;
+    }
     for (int64_t i = 0; i < tiles; i++) {
         const int64_t row = tile_cut(t->rows, tiles, i), rows = tile_cut(t->rows, tiles, i + 1) - row;
         const int64_t turn = tiles > TILE_VECS ? i - (tiles - TILE_VECS) : i;
@@ -72,7 +91,9 @@ static void run_task(const plan *p, const task *t)
         for (int panel = t->panel; panel < t->panel_end; panel += TILE_VECS) {
             const int panels = t->panel_end - panel < TILE_VECS ? t->panel_end - panel : TILE_VECS;
             const float *next = NULL;
-            if (panel + panels < t->panel_end)
+            if (t->w16 != NULL)
+                next = NULL; /* widening walks them in order: the processor fetches ahead by itself */
+            else if (panel + panels < t->panel_end)
                 next = t->w + ((size_t)(panel + panels) * K + (size_t)k0) * PANEL;
             else if (k0 + STEPS < p->a->K)
                 next = t->w + ((size_t)t->panel * K + (size_t)(k0 + STEPS)) * PANEL;
@@ -91,7 +112,12 @@ static void run_tasks(void *ctx, int64_t begin, int64_t end, int worker)
         const int64_t blocks = tile_count(rows, p->block_rows);
         if (block >= blocks)
             continue;
-        task t = {.w = a->w[g], .panel = range * p->range_panels, .x = moe_pool_scratch(p->pool, worker)};
+        task t = {.panel = range * p->range_panels, .x = moe_pool_scratch(p->pool, worker)};
+        t.wide = t.x + (size_t)ROW_BLOCK * A_LD;
+        if (a->w16 != NULL)
+            t.w16 = a->w16[g];
+        else
+            t.w = a->w[g];
         t.row = a->offset[g] + tile_cut(rows, blocks, block);
         t.rows = a->offset[g] + tile_cut(rows, blocks, block + 1) - t.row;
         t.panel_end = t.panel + p->range_panels < p->panels ? t.panel + p->range_panels : p->panels;

@@ -1,8 +1,9 @@
 /* The input gradient, fast: dx[r, k] = chain over n of dy[r, n] * w[n, k] (kernels/matmul.h).
  * Vectors run along the rows: dy is transposed into [vector of 16 rows][n][16], w is broadcast out of its panels as it is stored
  * (the 16 outputs of one k are one cache line, so 14 k's by 16 n's are 14 lines), and the result is transposed back once. So
- * weights are read once from memory and never rearranged, which costs more than few rows can repay. A task is (group, row block,
- * range of k). Rule: rows that pad a vector to 16 are computed from zeros and never stored. */
+ * weights are read once from memory and never rearranged, which costs more than few rows can repay; bf16 weights are widened to
+ * scratch, a strip of k's at a time. A task is (group, row block, range of k). Rule: rows that pad a vector to 16 are computed
+ * from zeros and never stored. */
 #include "kernels/cpu/matmul_tile.h"
 #include "kernels/tables.h"
 
@@ -17,8 +18,10 @@ enum {
     IN_VEC = STEPS * V16,             /* floats from vector to vector of transposed dy               */
     SCRATCH_IN = BLOCK_VECS * IN_VEC, /* 512 KB or 256 KB                                            */
     SCRATCH_OUT = RANGE_MOST * OUT_LD,
+    SCRATCH_WIDE = STEPS * TILE_ROWS,
 };
-_Static_assert((SCRATCH_IN + SCRATCH_OUT) * sizeof(float) <= KERNEL_SCRATCH_BYTES, "scratch of the input gradient");
+_Static_assert((SCRATCH_IN + SCRATCH_OUT + SCRATCH_WIDE) * sizeof(float) <= KERNEL_SCRATCH_BYTES,
+               "scratch of the input gradient");
 
 typedef struct plan {
     const matmul_args *a;
@@ -28,9 +31,11 @@ typedef struct plan {
 
 typedef struct task {
     const float *w;
+    const uint16_t *w16; /* or NULL: w */
     int64_t row, rows;
     int k, k_end;
-    float *in, *out; /* scratch: dy [vec][n][16], dx [k][OUT_LD] */
+    float *in, *out; /* scratch: dy [vec][n][16], dx [k][OUT_LD]        */
+    float *wide;     /* scratch: the strip at work, [panel][k][PANEL] */
 } task;
 
 /* One block: to[c * to_ld + r] = from[r * from_ld + c] for r < rows, c < cols; what is missing of 16 x 16 reads as zero. */
@@ -84,6 +89,17 @@ static void unpack_out(const plan *p, const task *t)
         }
 }
 
+/* Weights of k's [k, k + ks), n's [n0, n0 + steps), as fp32. */
+static void widen_strip(const plan *p, const task *t, int n0, int steps, int k, int ks)
+{
+    for (int panel = 0; panel * PANEL < steps; panel++) {
+        const uint16_t *from = t->w16 + ((size_t)(n0 / PANEL + panel) * (size_t)p->a->K + (size_t)k) * PANEL;
+        float *to = t->wide + (size_t)(panel * ks) * PANEL;
+        for (int i = 0; i < ks; i++)
+            v16_store(to + (size_t)i * PANEL, v16_widen(from + (size_t)i * PANEL));
+    }
+}
+
 /* Steps [n0, n0 + steps) of all chains of the task. While the last tiles of a strip run, the next strip of w is fetched. */
 static void run_steps(const plan *p, const task *t, int n0, int steps)
 {
@@ -94,10 +110,15 @@ static void run_steps(const plan *p, const task *t, int n0, int steps)
     run.load = n0 > 0 || p->a->accumulate;
     for (int64_t i = 0; i < strips; i++) {
         const int cut = (int)tile_cut(t->k_end - t->k, strips, i), ks = (int)tile_cut(t->k_end - t->k, strips, i + 1) - cut;
-        run.a = t->w + ((size_t)(n0 / PANEL) * K + (size_t)(t->k + cut)) * PANEL;
+        if (t->w16 != NULL) {
+            widen_strip(p, t, n0, steps, t->k + cut, ks);
+            run.a = t->wide, run.a_block = (size_t)ks * PANEL;
+        } else {
+            run.a = t->w + ((size_t)(n0 / PANEL) * K + (size_t)(t->k + cut)) * PANEL;
+        }
         for (int vec = 0; vec < vecs; vec += TILE_VECS) {
             const int width = vecs - vec < TILE_VECS ? vecs - vec : TILE_VECS;
-            const bool fetch = vec + width >= vecs;
+            const bool fetch = t->w16 == NULL && vec + width >= vecs;
             run.b = t->in + (size_t)vec * IN_VEC;
             run.c = t->out + (size_t)cut * OUT_LD + (size_t)vec * V16;
             run.next[0] = fetch ? run.a + (size_t)ks * PANEL : run.b;
@@ -121,7 +142,12 @@ static void run_tasks(void *ctx, int64_t begin, int64_t end, int worker)
             continue;
         const int64_t row = V16 * tile_cut(tile_count(rows, V16), blocks, block),
                       row_end = V16 * tile_cut(tile_count(rows, V16), blocks, block + 1);
-        task t = {.w = p->a->w[g], .row = p->a->offset[g] + row, .in = scratch, .out = scratch + SCRATCH_IN};
+        task t = {.row = p->a->offset[g] + row, .in = scratch, .out = scratch + SCRATCH_IN};
+        t.wide = t.out + SCRATCH_OUT;
+        if (p->a->w16 != NULL)
+            t.w16 = p->a->w16[g];
+        else
+            t.w = p->a->w[g];
         t.rows = (row_end < rows ? row_end : rows) - row;
         t.k = V16 * (int)tile_cut(k_vecs, p->ranges, range), t.k_end = V16 * (int)tile_cut(k_vecs, p->ranges, range + 1);
         t.k_end = t.k_end < p->a->K ? t.k_end : p->a->K;

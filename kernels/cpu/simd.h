@@ -190,6 +190,7 @@ SIMD __m256 v16_low(v16 a) { return a.lo; }
 SIMD __m256 v16_high(v16 a) { return a.hi; }
 #endif
 
+SIMD v16 v16_widen(const uint16_t *p) { return i16_float(i16_shl(i16_load_u16(p), 16)); } /* bf16 */
 SIMD m16 v16_gt(v16 a, v16 b) { return v16_lt(b, a); }
 SIMD m16 v16_ge(v16 a, v16 b) { return v16_le(b, a); }
 

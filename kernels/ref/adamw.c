@@ -6,6 +6,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/halves.h"
 #include "kernels/random.h"
 #include "kernels/tables.h"
 
@@ -37,6 +38,18 @@ adamw_scalars adamw_scalars_of(const adamw_step *step, bool decay)
     return k;
 }
 
+static float weight(adamw_weights w, size_t i) { return w.w != NULL ? w.w[i] : halves_number(w.near[i], w.rest[i]); }
+
+static void set_weight(adamw_weights w, size_t i, float x)
+{
+    if (w.w != NULL) {
+        w.w[i] = x;
+        return;
+    }
+    w.near[i] = halves_near(x);
+    w.rest[i] = halves_rest(x);
+}
+
 static void element_step(float *w, float *m, float *v, float grad, const adamw_scalars *k)
 {
     const float g = k->clip * grad;
@@ -51,8 +64,11 @@ moe_err adamw_ref(const adamw_args *a, moe_stream *s)
     (void)s;
     for (int j = 0; j < a->nsteps; j++) {
         const adamw_scalars k = adamw_scalars_of(&a->steps[j], a->decay);
-        for (size_t i = 0; i < a->n; i++)
-            element_step(&a->w[i], &a->m[i], &a->v[i], j == 0 && a->grad != NULL ? a->grad[i] : 0.0f, &k);
+        for (size_t i = 0; i < a->n; i++) {
+            float w = weight(a->w, i);
+            element_step(&w, &a->m[i], &a->v[i], j == 0 && a->grad != NULL ? a->grad[i] : 0.0f, &k);
+            set_weight(a->w, i, w);
+        }
     }
     return MOE_OK;
 }
@@ -87,8 +103,9 @@ moe_err adamw_bf16_ref(const adamw_bf16_args *a, moe_stream *s)
         const random_key key = {a->seed, a->section, (uint32_t)a->steps[j].step};
         for (size_t i = 0; i < a->n; i++) {
             uint32_t words[4];
-            float m = widen(a->m[i]), v = widen(a->v[i]);
-            element_step(&a->w[i], &m, &v, j == 0 && a->grad != NULL ? a->grad[i] : 0.0f, &k);
+            float w = weight(a->w, i), m = widen(a->m[i]), v = widen(a->v[i]);
+            element_step(&w, &m, &v, j == 0 && a->grad != NULL ? a->grad[i] : 0.0f, &k);
+            set_weight(a->w, i, w);
             random_words(words, key, i / 64 * 16 + i % 16);
             a->m[i] = adamw_round_bf16(m, words[i % 64 / 16] & 0xffff);
             a->v[i] = adamw_round_bf16(v, words[i % 64 / 16] >> 16);

@@ -3,7 +3,14 @@
  * Rule: the order of the innermost loop is the contract; every fast version is compared with it bit by bit. */
 #include <math.h>
 
+#include "kernels/halves.h"
 #include "kernels/tables.h"
+
+static float weight(const matmul_args *a, int64_t g, int n, int k)
+{
+    const size_t i = panel_index(n, k, a->K);
+    return a->w16 != NULL ? halves_number(a->w16[g][i], 0) : a->w[g][i];
+}
 
 static void forward_groups(void *ctx, int64_t begin, int64_t end, int worker)
 {
@@ -14,7 +21,7 @@ static void forward_groups(void *ctx, int64_t begin, int64_t end, int worker)
             for (int n = 0; n < a->N; n++) {
                 float sum = a->accumulate ? a->y[r * a->ldy + (size_t)n] : 0.0f;
                 for (int k = 0; k < a->K; k++)
-                    sum = fmaf(a->x[r * a->ldx + (size_t)k], a->w[g][panel_index(n, k, a->K)], sum);
+                    sum = fmaf(a->x[r * a->ldx + (size_t)k], weight(a, g, n, k), sum);
                 a->y[r * a->ldy + (size_t)n] = sum;
             }
 }
@@ -28,7 +35,7 @@ static void dx_groups(void *ctx, int64_t begin, int64_t end, int worker)
             for (int k = 0; k < a->K; k++) {
                 float sum = a->accumulate ? a->x[r * a->ldx + (size_t)k] : 0.0f;
                 for (int n = 0; n < a->N; n++)
-                    sum = fmaf(a->y[r * a->ldy + (size_t)n], a->w[g][panel_index(n, k, a->K)], sum);
+                    sum = fmaf(a->y[r * a->ldy + (size_t)n], weight(a, g, n, k), sum);
                 a->x[r * a->ldx + (size_t)k] = sum;
             }
 }

@@ -6,23 +6,42 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/halves.h"
 #include "tests/kernels/adamw_pytorch.h"
 #include "tests/kernels/harness.h"
 
 typedef struct state {
     float *w, *m, *v, *grad;
     size_t n;
+    uint16_t *near, *rest; /* halves at work in place of w, or NULL */
 } state;
 
 static state state_new(size_t n)
 {
-    state x = {test_new_filled(n, 1), test_new_filled(n, 2), test_new_filled(n, 3), test_new_filled(n, 4), n};
+    state x = {test_new_filled(n, 1), test_new_filled(n, 2), test_new_filled(n, 3), test_new_filled(n, 4), n, NULL, NULL};
     for (size_t i = 0; i < n; i++)
         x.v[i] = fabsf(x.v[i]);
     return x;
 }
 
 static void state_free(state *x) { test_free(x->w), test_free(x->m), test_free(x->v), test_free(x->grad); }
+
+/* The weights as halves, in guarded memory; back again. */
+static float *state_split(state *x)
+{
+    float *memory = test_new(x->n / 2 * 2 + 2, false);
+    x->near = (uint16_t *)(void *)memory;
+    x->rest = x->near + (x->n / 2 * 2 + 2);
+    halves_split(x->near, x->rest, x->w, x->n);
+    return memory;
+}
+
+static void state_join(state *x, float *memory)
+{
+    halves_join(x->w, x->near, x->rest, x->n);
+    x->near = x->rest = NULL;
+    test_free(memory);
+}
 
 static void state_same(const char *where, const state *got, const state *want)
 {
@@ -46,8 +65,14 @@ static void steps_fill(adamw_step *steps, int n, double beta1)
 static void apply(const moe_backend *b, moe_stream *s, state *x, const float *grad, const adamw_step *steps, int nsteps,
                   bool decay)
 {
-    const adamw_args a = {
-        .w = x->w, .m = x->m, .v = x->v, .grad = grad, .steps = steps, .nsteps = nsteps, .n = x->n, .decay = decay};
+    const adamw_args a = {.w = x->near == NULL ? (adamw_weights){.w = x->w} : (adamw_weights){.near = x->near, .rest = x->rest},
+                          .m = x->m,
+                          .v = x->v,
+                          .grad = grad,
+                          .steps = steps,
+                          .nsteps = nsteps,
+                          .n = x->n,
+                          .decay = decay};
     cr_assert_eq(b->adamw(&a, s), MOE_OK);
 }
 
@@ -72,6 +97,11 @@ static void same_bits(const moe_backend *b, moe_stream *s, const char *where, vo
         steps_fill(steps, MANY, cases[i].beta1);
         apply(test_reference(), test_stream(), &want, cases[i].grad ? want.grad : NULL, steps, cases[i].steps, cases[i].decay);
         apply(b, s, &got, cases[i].grad ? got.grad : NULL, steps, cases[i].steps, cases[i].decay);
+        state_same(where, &got, &want);
+        state_free(&got), got = state_new(cases[i].n);
+        float *halves = state_split(&got);
+        apply(b, s, &got, cases[i].grad ? got.grad : NULL, steps, cases[i].steps, cases[i].decay);
+        state_join(&got, halves);
         state_same(where, &got, &want);
         state_free(&got), state_free(&want);
     }

@@ -6,12 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/halves.h"
 #include "tests/kernels/harness.h"
 
 typedef struct state {
     float *w, *grad;
     uint16_t *m, *v; /* inside guarded floats */
     float *m_memory, *v_memory;
+    uint16_t *near, *rest; /* halves at work in place of w, or NULL */
     size_t n;
 } state;
 
@@ -31,6 +33,23 @@ static state state_new(size_t n)
 }
 
 static void state_free(state *x) { test_free(x->w), test_free(x->grad), test_free(x->m_memory), test_free(x->v_memory); }
+
+/* The weights as halves, in guarded memory; back again. */
+static float *state_split(state *x)
+{
+    float *memory = test_new(x->n / 2 * 2 + 2, false);
+    x->near = (uint16_t *)(void *)memory;
+    x->rest = x->near + (x->n / 2 * 2 + 2);
+    halves_split(x->near, x->rest, x->w, x->n);
+    return memory;
+}
+
+static void state_join(state *x, float *memory)
+{
+    halves_join(x->w, x->near, x->rest, x->n);
+    x->near = x->rest = NULL;
+    test_free(memory);
+}
 
 static void state_same(const char *where, const state *got, const state *want)
 {
@@ -54,7 +73,7 @@ static void steps_fill(adamw_step *steps, int n, double beta1)
 static void apply(const moe_backend *b, moe_stream *s, state *x, const float *grad, const adamw_step *steps, int nsteps,
                   uint32_t section)
 {
-    const adamw_bf16_args a = {.w = x->w,
+    const adamw_bf16_args a = {.w = x->near == NULL ? (adamw_weights){.w = x->w} : (adamw_weights){.near = x->near, .rest = x->rest},
                                .m = x->m,
                                .v = x->v,
                                .grad = grad,
@@ -88,6 +107,11 @@ static void same_bits(const moe_backend *b, moe_stream *s, const char *where, vo
         steps_fill(steps, MANY, cases[i].beta1);
         apply(test_reference(), test_stream(), &want, cases[i].grad ? want.grad : NULL, steps, cases[i].steps, (uint32_t)i);
         apply(b, s, &got, cases[i].grad ? got.grad : NULL, steps, cases[i].steps, (uint32_t)i);
+        state_same(where, &got, &want);
+        state_free(&got), got = state_new(cases[i].n);
+        float *halves = state_split(&got);
+        apply(b, s, &got, cases[i].grad ? got.grad : NULL, steps, cases[i].steps, (uint32_t)i);
+        state_join(&got, halves);
         state_same(where, &got, &want);
         state_free(&got), state_free(&want);
     }
@@ -203,7 +227,7 @@ Test(adamw_bf16, moments_are_unbiased)
     cr_assert_eq(moe_backend_find(&b, NULL), MOE_OK);
     for (int i = 0; i < N; i++)
         x.grad[i] = (float)(test_bits(9, (uint64_t)i) % 20001) / 1e4f - 1.0f;
-    const adamw_args exact = {.w = w, .m = m, .v = v, .grad = x.grad, .steps = &step, .nsteps = 1, .n = N};
+    const adamw_args exact = {.w = {.w = w}, .m = m, .v = v, .grad = x.grad, .steps = &step, .nsteps = 1, .n = N};
     cr_assert_eq(b->adamw(&exact, test_stream()), MOE_OK);
     for (uint32_t key = 0; key < KEYS; key++) {
         memset(x.m, 0, N * sizeof *x.m);
@@ -247,7 +271,7 @@ Test(adamw_bf16, stays_near_fp32_moments)
         const double bias1 = 1 - pow(beta1, j), root2 = sqrt(1 - pow(beta2, j));
         for (int i = 0; i < N; i++)
             x.grad[i] = 0.5f + (float)(test_bits((uint64_t)j, (uint64_t)i) % 1000) / 1000.0f;
-        const adamw_args exact = {.w = w, .m = m, .v = v, .grad = x.grad, .steps = &step, .nsteps = 1, .n = N, .decay = true};
+        const adamw_args exact = {.w = {.w = w}, .m = m, .v = v, .grad = x.grad, .steps = &step, .nsteps = 1, .n = N, .decay = true};
         cr_assert_eq(test_reference()->adamw(&exact, test_stream()), MOE_OK);
         apply(test_reference(), test_stream(), &x, x.grad, &step, 1, 1);
         for (int i = 0; i < N; i++) {

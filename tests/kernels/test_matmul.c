@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/halves.h"
 #include "tests/kernels/harness.h"
 
 enum { GROUPS_MOST = 64, SLACK_X = 3, SLACK_Y = 5 }; /* SLACK: floats between rows, which no product may write */
@@ -17,6 +18,8 @@ typedef struct product {
     int32_t offset[GROUPS_MOST + 1];
     size_t ldx, ldy, x_floats, y_floats, w_floats;
     float *x, *y, *w[GROUPS_MOST];
+    uint16_t *w16[GROUPS_MOST]; /* what w was made of, when `half` is set */
+    bool half;
     bool accumulate;
     const char *name;
 } product;
@@ -60,12 +63,31 @@ static matmul_args product_args(const product *p, float *x, float *y, float *con
                          .accumulate = p->accumulate};
 }
 
+/* w becomes bf16 numbers, w16 the same numbers in 16 bits, at the end of guarded memory. */
+static void product_halve(product *p)
+{
+    for (int g = 0; g < p->G; g++) {
+        float *memory = test_new(p->w_floats / 2, false);
+        p->w16[g] = (uint16_t *)(void *)memory;
+        halves_split(p->w16[g], NULL, p->w[g], p->w_floats);
+        halves_join(p->w[g], p->w16[g], NULL, p->w_floats);
+    }
+}
+
+static void product_unhalve(product *p)
+{
+    for (int g = 0; g < p->G; g++)
+        test_free((float *)(void *)p->w16[g]);
+}
+
 /* The whole array is compared, slack and rows outside the groups included: those must still hold what they held. */
 static float *run_rows(const product *p, matmul_fn fn, moe_stream *s, bool forward)
 {
     const size_t n = forward ? p->y_floats : p->x_floats;
     float *out = test_new_filled(n, 13);
-    const matmul_args a = product_args(p, forward ? p->x : out, forward ? out : p->y, NULL);
+    matmul_args a = product_args(p, forward ? p->x : out, forward ? out : p->y, NULL);
+    if (p->half)
+        a.w = NULL, a.w16 = (const uint16_t *const *)p->w16;
     cr_assert_eq(fn(&a, s), MOE_OK, "%s", moe_error_text());
     return out;
 }
@@ -118,6 +140,37 @@ static void check_all_backends(product *p)
     }
 }
 
+static void compare_half(const moe_backend *b, moe_stream *s, const char *where, void *ctx)
+{
+    const wanted *w = ctx;
+    const product *p = w->p;
+    char what[160];
+    float *got = run_rows(p, b->matmul_forward, s, true);
+    snprintf(what, sizeof what, "%s: forward with bf16 weights, %s%s", p->name, where, p->accumulate ? ", accumulate" : "");
+    test_same(what, got, w->forward, 1, p->y_floats, p->y_floats);
+    test_free(got), got = run_rows(p, b->matmul_dx, s, false);
+    snprintf(what, sizeof what, "%s: dx with bf16 weights, %s%s", p->name, where, p->accumulate ? ", accumulate" : "");
+    test_same(what, got, w->dx, 1, p->x_floats, p->x_floats);
+    test_free(got);
+}
+
+/* bf16 weights against the same numbers in fp32: the reference on fp32 says what is right for all. */
+static void check_half(product *p)
+{
+    const moe_backend *ref = test_reference();
+    product_halve(p);
+    for (int accumulate = 0; accumulate <= 1; accumulate++) {
+        p->accumulate = accumulate != 0;
+        p->half = false;
+        wanted w = {.p = p, .forward = run_rows(p, ref->matmul_forward, test_stream(), true)};
+        w.dx = run_rows(p, ref->matmul_dx, test_stream(), false);
+        p->half = true;
+        test_each_backend(compare_half, &w);
+        test_free(w.forward), test_free(w.dx);
+    }
+    product_unhalve(p);
+}
+
 static product product_of_shape(const test_shape *s, int N, int K)
 {
     int32_t *ids = calloc((size_t)(test_tokens(s) * s->K + 1), sizeof *ids), offset[GROUPS_MOST + 1];
@@ -131,6 +184,7 @@ Test(matmul, same_bits_on_the_awkward_shapes)
     for (const test_shape *s = test_shapes; s->name != NULL; s++) {
         product up = product_of_shape(s, s->F, s->D), down = product_of_shape(s, s->D, s->F);
         check_all_backends(&up), check_all_backends(&down);
+        check_half(&up), check_half(&down);
         product_free(&up), product_free(&down);
     }
 }
@@ -152,7 +206,7 @@ Test(matmul, same_bits_past_every_block)
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         product p = product_new(cases[i].name, cases[i].G, cases[i].N, cases[i].K, cases[i].offset, cases[i].rows);
-        check_all_backends(&p);
+        check_all_backends(&p), check_half(&p);
         product_free(&p);
     }
 }
@@ -163,7 +217,7 @@ Test(matmul, same_bits_for_every_tile_height)
     for (int rows = 1; rows <= 32; rows++) {
         const int32_t offset[] = {0, rows};
         product p = product_new("tile height", 1, 16 + rows, 33 - rows, offset, rows);
-        check_all_backends(&p);
+        check_all_backends(&p), check_half(&p);
         product_free(&p);
     }
 }
@@ -244,6 +298,31 @@ Test(matmul, definition_agrees_with_double_precision)
         test_free(y), test_free(x), test_free(dw);
         product_free(&p);
     }
+}
+
+/* Every pair of halves is one number and every number one pair, but for the bits no arithmetic makes; near is the nearest. */
+Test(matmul, halves_are_the_number)
+{
+    for (uint64_t i = 0; i < 1u << 20; i++) {
+        const uint32_t bits =
+            i < 1u << 18 ? (uint32_t)(i << 14 | 0x1fff) + (uint32_t)(i & 3) * 0x2001 : (uint32_t)test_bits(4, i);
+        float x, back;
+        memcpy(&x, &bits, sizeof x);
+        const uint16_t near = halves_near(x), rest = halves_rest(x);
+        back = halves_number(near, rest);
+        cr_assert(memcmp(&back, &x, sizeof x) == 0, "%08x: %04x %04x", bits, near, rest);
+        const float half = halves_number(near, 0), below = halves_number((uint16_t)(near - 1), 0),
+                    above = halves_number((uint16_t)(near + 1), 0);
+        if (!isfinite(x) || !isfinite(half) || !isfinite(below) || !isfinite(above) || (near & 0x7fff) == 0)
+            continue;
+        const double off = fabs((double)x - (double)half);
+        cr_assert(off <= fabs((double)x - (double)below) && off <= fabs((double)x - (double)above),
+                  "%a is nearer to another than %a", (double)x, (double)half);
+    }
+    cr_assert_eq(halves_near(0x1.01p0f), 0x3f81); /* half-way: away from zero */
+    cr_assert_eq(halves_near(-0x1.01p0f), 0xbf81);
+    cr_assert_eq(halves_near(0x1.03p0f), 0x3f82);
+    cr_assert_eq(halves_near(0x1.fffffep127f), 0x7f80);
 }
 
 Test(matmul, panels_round_trip)
