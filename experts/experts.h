@@ -35,6 +35,7 @@ typedef struct moe_layers {
     int64_t chunk;           /* rows of one expert at a time (scratch; changes no bit)      */
     bool bf16_moments;       /* part M of a record is m then v, [layout.floats] bf16 each; no part V */
     uint64_t seed;           /* of their stochastic rounding                                */
+    bool bf16_weights;       /* parts W and R are the halves of the fp32 weights (kernels/halves.h), [layout.floats] each; W is multiplied */
 
     float *rows;             /* [max_tokens * K, D] outputs, then input gradients, by row   */
     void *routing;           /* of the layer at work                                        */
@@ -62,7 +63,7 @@ typedef struct moe_config {
     balance *balance;
     const volatile int *stop;
     int64_t max_tokens, chunk;
-    bool bf16_moments;
+    bool bf16_moments, bf16_weights;
     uint64_t seed;
 } moe_config;
 
@@ -96,8 +97,8 @@ moe_err moe_backward(moe_layers *m, int layer, router_weights w, const moe_backw
 /* The pass is abandoned: forgets what forward left (the stash is reset by the caller). */
 void moe_abandon(moe_layers *m);
 
-/* Applies everything that is pending on one section, up to the last step of the log. l holds W, M, V, and G when a gradient is pending;
- * all but W is released. *owed: the change that W must be released with, whatever happens in between (nothing on an error). */
+/* Applies everything that is pending on one section, up to the last step of the log. l holds all its parts, G when a gradient is
+ * pending; all but W and R is released. *owed: the change that these must be released with, whatever happens in between (nothing on an error). */
 moe_err moe_apply_pending(moe_layers *m, tier_lease *l, tier_change *owed) MOE_MUST_CHECK;
 /* AdamW on the section whose W and moments l holds, whichever way those are stored; grad of steps[0], or NULL. */
 moe_err moe_update(moe_layers *m, const tier_lease *l, const float *grad, const adamw_step *steps, int nsteps) MOE_MUST_CHECK;

@@ -12,15 +12,16 @@ static moe_err expert_chunk_backward(moe_layers *m, const tier_lease *l, const r
 {
     const moe_backend *be = m->be;
     const int32_t offset[2] = {0, (int32_t)n};
-    const float *w = l->part[STORE_W];
+    const expert_matrices w = moe_expert_matrices(m, l);
+    const bool half = m->bf16_weights;
     float *g = l->part[STORE_G];
-    const float *w1[1] = {w + m->layout.w1}, *w2[1] = {w + m->layout.w2};
     float *dw1[1] = {g + m->layout.w1}, *dw2[1] = {g + m->layout.w2};
 
     const gather_args gather_out = {.dst = m->og, .src = args->dy, .row_token = r->row_token + begin, .ld = (size_t)m->D, .n = n, .D = m->D};
     TRY(be->gather(&gather_out, m->stream));
     const matmul_args dh = {
-        .w = w2, .y = m->og, .ldy = (size_t)m->D, .x = m->h, .ldx = (size_t)m->Fp, .offset = offset, .G = 1, .N = m->D, .K = m->F,
+        .w = &w.w2, .w16 = half ? &w.h2 : NULL, .y = m->og, .ldy = (size_t)m->D,
+        .x = m->h, .ldx = (size_t)m->Fp, .offset = offset, .G = 1, .N = m->D, .K = m->F,
     };
     TRY(be->matmul_dx(&dh, m->stream));
     for (int64_t i = 0; i < n; i++)
@@ -40,7 +41,8 @@ static moe_err expert_chunk_backward(moe_layers *m, const tier_lease *l, const r
     const gather_args gather_in = {.dst = m->xg, .src = args->xn, .row_token = r->row_token + begin, .ld = (size_t)m->D, .n = n, .D = m->D};
     TRY(be->gather(&gather_in, m->stream));
     matmul_args first = {
-        .dw = dw1, .w = w1, .y = a, .ldy = 2 * (size_t)m->Fp, .x = m->xg, .ldx = (size_t)m->D, .offset = offset, .G = 1,
+        .dw = dw1, .w = &w.w1, .w16 = half ? &w.h1 : NULL, .y = a, .ldy = 2 * (size_t)m->Fp,
+        .x = m->xg, .ldx = (size_t)m->D, .offset = offset, .G = 1,
         .N = 2 * m->Fp, .K = m->D, .accumulate = continued,
     };
     TRY(be->matmul_dw(&first, m->stream));

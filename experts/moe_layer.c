@@ -60,7 +60,7 @@ static void layers_dims(moe_layers *m, const moe_config *c)
         .stop = c->stop,
         .D = s->D, .F = s->F, .Fp = (int)panel_pad(s->F), .E = s->E, .K = s->K, .layers = spec_moe_layers(s), .rule = s->router,
         .max_tokens = c->max_tokens, .chunk = c->chunk < c->max_tokens ? c->chunk : c->max_tokens,
-        .bf16_moments = c->bf16_moments, .seed = c->seed,
+        .bf16_moments = c->bf16_moments, .seed = c->seed, .bf16_weights = c->bf16_weights,
     };
     spec_expert_layout(s, &m->layout);
 }
@@ -98,7 +98,7 @@ unsigned moe_forward_parts(const moe_layers *m, section_id s)
     const uint64_t finished = m->log->n > 0 ? m->log->step[m->log->n - 1].step : 0;
     if (r.step >= finished)
         return TIER_W;
-    return r.grad_step != 0 ? TIER_ALL : TIER_WMV;
+    return r.grad_step != 0 ? TIER_ALL : TIER_STATE;
 }
 
 static unsigned forward_parts(void *user, section_id s) { return moe_forward_parts(user, s); }
@@ -131,13 +131,15 @@ moe_err moe_next_section(moe_layers *m, section_id *wanted, int *n, bool backwar
 moe_err moe_update(moe_layers *m, const tier_lease *l, const float *grad, const adamw_step *steps, int nsteps)
 {
     const size_t n = m->layout.floats;
+    const adamw_weights halves = {.near = (uint16_t *)(void *)l->part[STORE_W], .rest = (uint16_t *)(void *)l->part[STORE_R]};
+    const adamw_weights w = m->bf16_weights ? halves : (adamw_weights){.w = l->part[STORE_W]};
     if (!m->bf16_moments) {
-        const adamw_args a = {.w = {.w = l->part[STORE_W]}, .m = l->part[STORE_M], .v = l->part[STORE_V], .grad = grad, .steps = steps,
+        const adamw_args a = {.w = w, .m = l->part[STORE_M], .v = l->part[STORE_V], .grad = grad, .steps = steps,
                               .nsteps = nsteps, .n = n, .decay = true};
         return m->be->adamw(&a, m->stream);
     }
     uint16_t *moments = (uint16_t *)(void *)l->part[STORE_M];
-    const adamw_bf16_args a = {.w = {.w = l->part[STORE_W]}, .m = moments, .v = moments + n, .grad = grad, .steps = steps, .nsteps = nsteps,
+    const adamw_bf16_args a = {.w = w, .m = moments, .v = moments + n, .grad = grad, .steps = steps, .nsteps = nsteps,
                                .n = n, .decay = true, .seed = m->seed, .section = (uint32_t)l->section};
     return m->be->adamw_bf16(&a, m->stream);
 }
@@ -161,7 +163,7 @@ moe_err moe_apply_pending(moe_layers *m, tier_lease *l, tier_change *owed)
     if (l->parts & TIER_G)
         tier_release(m->tier, l, TIER_G, (tier_change){.drop = TIER_G});
     tier_release(m->tier, l, TIER_M | TIER_V, (tier_change){.dirty = TIER_M | TIER_V, .step = now});
-    *owed = (tier_change){.dirty = TIER_W, .step = now};
+    *owed = (tier_change){.dirty = TIER_W | TIER_R, .step = now};
     m->times.update += moe_seconds() - t0;
     return MOE_OK;
 }
@@ -215,29 +217,31 @@ static moe_err route(moe_layers *m, int layer, router_weights w, const float *xn
 }
 
 /* Rows [begin, begin + n) of one expert: gather, first product (kept when a stash block is given), SwiGLU, second product. */
-static moe_err expert_chunk(moe_layers *m, const float *w, const routing *r, const float *xn, int64_t begin, int64_t n, float *a)
+static moe_err expert_chunk(moe_layers *m, const expert_matrices *w, const routing *r, const float *xn, int64_t begin, int64_t n, float *a)
 {
     const gather_args g = {.dst = m->xg, .src = xn, .row_token = r->row_token + begin, .ld = (size_t)m->D, .n = n, .D = m->D};
     TRY(m->be->gather(&g, m->stream));
     const int32_t offset[2] = {0, (int32_t)n};
-    const float *w1[1] = {w + m->layout.w1}, *w2[1] = {w + m->layout.w2};
+    const bool half = m->bf16_weights;
     const matmul_args first = {
-        .w = w1, .y = a, .ldy = 2 * (size_t)m->Fp, .x = m->xg, .ldx = (size_t)m->D, .offset = offset, .G = 1, .N = 2 * m->Fp, .K = m->D,
+        .w = &w->w1, .w16 = half ? &w->h1 : NULL, .y = a, .ldy = 2 * (size_t)m->Fp,
+        .x = m->xg, .ldx = (size_t)m->D, .offset = offset, .G = 1, .N = 2 * m->Fp, .K = m->D,
     };
     TRY(m->be->matmul_forward(&first, m->stream));
     const swiglu_args mid = {.h = m->h, .a = a, .rows = n, .F = m->F, .Fp = m->Fp};
     TRY(m->be->swiglu_forward(&mid, m->stream));
     const matmul_args second = {
-        .w = w2, .y = m->rows + (size_t)begin * (size_t)m->D, .ldy = (size_t)m->D, .x = m->h, .ldx = (size_t)m->Fp, .offset = offset,
-        .G = 1, .N = m->D, .K = m->F,
+        .w = &w->w2, .w16 = half ? &w->h2 : NULL, .y = m->rows + (size_t)begin * (size_t)m->D, .ldy = (size_t)m->D,
+        .x = m->h, .ldx = (size_t)m->Fp, .offset = offset, .G = 1, .N = m->D, .K = m->F,
     };
     return m->be->matmul_forward(&second, m->stream);
 }
 
 /* Chunks from the last to the first, so that backward, which adds gradients in row order, finds them last in, first out. */
-static moe_err expert_forward(moe_layers *m, moe_pass *pass, const float *w, const routing *r, int e, const float *xn, bool keep)
+static moe_err expert_forward(moe_layers *m, moe_pass *pass, const tier_lease *l, const routing *r, int e, const float *xn, bool keep)
 {
     const int64_t rows = r->offset[e + 1] - r->offset[e];
+    const expert_matrices w = moe_expert_matrices(m, l);
     for (int64_t i = (rows + m->chunk - 1) / m->chunk - 1; i >= 0; i--) {
         const int64_t left = rows - i * m->chunk, n = left < m->chunk ? left : m->chunk;
         float *a = m->a;
@@ -246,7 +250,7 @@ static moe_err expert_forward(moe_layers *m, moe_pass *pass, const float *w, con
             TRY(stash_new(m->stash, (size_t)n * 2 * (size_t)m->Fp * sizeof *a, &pass->first[e], &block));
             a = block;
         }
-        TRY(expert_chunk(m, w, r, xn, r->offset[e] + i * m->chunk, n, a));
+        TRY(expert_chunk(m, &w, r, xn, r->offset[e] + i * m->chunk, n, a));
         if (keep)
             stash_seal(m->stash, pass->first[e]);
     }
@@ -274,7 +278,7 @@ static moe_err experts_forward(moe_layers *m, int layer, const routing *r, const
         if ((l.parts & TIER_M) != 0)
             rc = moe_apply_pending(m, &l, &change);
         if (rc == MOE_OK)
-            rc = expert_forward(m, pass, l.part[STORE_W], r, e, xn, keep);
+            rc = expert_forward(m, pass, &l, r, e, xn, keep);
         tier_release(m->tier, &l, TIER_ALL, change);
         TRY(rc);
         pass->order[pass->norder++] = e;

@@ -26,6 +26,20 @@ typedef struct routing {
 
 size_t routing_layout(routing *r, char *base, int64_t T, int E, int K);
 
+/* The two matrices of an expert as a product reads them: fp32, or bf16 with w1, w2 NULL. */
+typedef struct expert_matrices {
+    const float *w1, *w2;
+    const uint16_t *h1, *h2;
+} expert_matrices;
+
+static inline expert_matrices moe_expert_matrices(const moe_layers *m, const tier_lease *l)
+{
+    const float *w = l->part[STORE_W];
+    const uint16_t *h = (const uint16_t *)(const void *)w;
+    return m->bf16_weights ? (expert_matrices){.h1 = h + m->layout.w1, .h2 = h + m->layout.w2}
+                           : (expert_matrices){.w1 = w + m->layout.w1, .w2 = w + m->layout.w2};
+}
+
 /* The next touched section, leased with the parts it needs. */
 moe_err moe_next_section(moe_layers *m, section_id *wanted, int *n, bool backward, unsigned fresh, tier_lease *out) MOE_MUST_CHECK;
 

@@ -7,7 +7,7 @@
 
 #define MANIFEST_MAGIC "PNMANIF"
 enum {
-    MANIFEST_VERSION = 1,
+    MANIFEST_VERSION = 2,
     MANIFEST_STATE_MAX = 64 << 20, /* bytes */
     MANIFEST_MAX = 1 << 30,        /* bytes of a whole file */
     MANIFEST_SLOT_MAX = 1 << 10,

@@ -83,7 +83,7 @@ static moe_err op_check(const store *s, const store_op *op)
         return moe_fail(MOE_E_DATA, "store: section %d part %d slot %d; the store has %d sections, %d parts, %d slots",
                         op->section, (int)op->part, op->slot, s->sections, STORE_PARTS, s->slots);
     if (s->part_bytes[op->part] == 0)
-        return moe_fail(MOE_E_DATA, "store: part %c has no bytes in this store", "wmvg"[op->part]);
+        return moe_fail(MOE_E_DATA, "store: part %c has no bytes in this store", STORE_LETTERS[op->part]);
     return MOE_OK;
 }
 

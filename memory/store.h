@@ -1,11 +1,11 @@
 /* Records at rest on SSD. Owns the store files and the I/O thread; holds no data in memory besides what is in flight.
  *
- * A training record of a section has four parts: w (master weights), m, v (moments), g (pending gradient), each padded to
- * IO_ALIGN; a part of 0 bytes does not exist: no file has room for it and no transfer may name it. w, m, v are written together and
- * share a slot number; g has its own. Every part has `slots` places on disk: a write goes to a slot that no kept checkpoint names (the
- * caller chooses; see catalog.h). Sections are striped over the folders.
- * The spill area is a scratch file of raw blocks (activations) that no checkpoint knows.
- * Threads: store_submit and store_sync from any thread; `done` runs on the I/O thread and must not block. */
+ * A training record of a section has up to five parts: w (weights), r (their rest: the lower halves of master weights whose
+ * nearest bf16 is w, kernels/halves.h), m, v (moments), g (pending gradient), each padded to IO_ALIGN; a part of 0 bytes does not
+ * exist: no file has room for it and no transfer may name it. w, r, m, v are written together and share a slot number; g has its
+ * own. Every part has `slots` places on disk: a write goes to a slot that no kept checkpoint names (the caller chooses; see
+ * catalog.h). Sections are striped over the folders. The spill area is a scratch file of raw blocks (activations) that no
+ * checkpoint knows. Threads: store_submit and store_sync from any thread; `done` runs on the I/O thread and must not block. */
 #ifndef MOE_MEMORY_STORE_H
 #define MOE_MEMORY_STORE_H
 
@@ -13,7 +13,8 @@
 
 typedef int32_t section_id; /* expert sections: layer-major over the MoE layers, then expert */
 
-typedef enum store_part { STORE_W, STORE_M, STORE_V, STORE_G, STORE_PARTS } store_part;
+typedef enum store_part { STORE_W, STORE_R, STORE_M, STORE_V, STORE_G, STORE_PARTS } store_part;
+#define STORE_LETTERS "wrmvg"
 
 typedef struct store_config {
     io *io;

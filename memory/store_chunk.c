@@ -132,9 +132,9 @@ static void op_verify(store *s, store_op *op)
         snprintf(
             text, sizeof text,
             "section %d part %c slot %d: checksum mismatch in %.120s/slot-%d.bin at offset %llu: expected %016llx, found %016llx",
-            op->section, "wmvg"[op->part], op -> slot, d -> dir, op -> slot,
+            op->section, STORE_LETTERS[op->part], op->slot, d->dir, op->slot,
             (unsigned long long)((uint64_t)(op->section / s->ndirs) * s->record_bytes + s->part_offset[op->part]),
-            (unsigned long long)op -> sum, (unsigned long long)found);
+            (unsigned long long)op->sum, (unsigned long long)found);
         op_fail(op, MOE_E_DATA, text);
     }
 }

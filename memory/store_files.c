@@ -9,7 +9,7 @@
 #include "memory/store_private.h"
 
 #define STORE_MAGIC "PNSTORE"
-enum { STORE_VERSION = 1, STORE_PATH = 4096 };
+enum { STORE_VERSION = 2, STORE_PATH = 4096 };
 #define STORE_MAX_FILE ((uint64_t)1 << 60)
 
 static uint64_t pad(uint64_t n) { return (n + IO_ALIGN - 1) & ~(uint64_t)(IO_ALIGN - 1); }
@@ -158,8 +158,8 @@ static moe_err id_check(store *s, int dir, const store_id *id, const char *path)
         return moe_fail(MOE_E_DATA, "%s: a store of %d sections, expected %d", path, id->sections, s->sections);
     for (int p = 0; p < STORE_PARTS; p++)
         if (id->part_bytes[p] != s->part_bytes[p])
-            return moe_fail(MOE_E_DATA, "%s: part %c has %llu bytes, expected %zu", path, "wmvg"[p],
-                            (unsigned long long)id -> part_bytes[p], s -> part_bytes[p]);
+            return moe_fail(MOE_E_DATA, "%s: part %c has %llu bytes, expected %zu", path, STORE_LETTERS[p],
+                            (unsigned long long)id->part_bytes[p], s->part_bytes[p]);
     if (id->slots < 1 || id->slots > STORE_MAX_SLOTS)
         return moe_fail(MOE_E_DATA, "%s: %u slots, expected 1 to %d", path, id->slots, STORE_MAX_SLOTS);
     return MOE_OK;

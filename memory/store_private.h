@@ -31,9 +31,9 @@ typedef struct store_id {
     uint32_t slots, reserved;
     uint64_t sum; /* XXH3-64 of all before it */
 } store_id;
-_Static_assert(sizeof(store_id) == 88, "store.id is a file format");
+_Static_assert(sizeof(store_id) == 96, "store.id is a file format");
 
-/* One folder: slot-<k>.bin holds, for each section of this folder in order, the padded parts w | m | v | g of slot k. */
+/* One folder: slot-<k>.bin holds, for each section of this folder in order, the padded parts w | r | m | v | g of slot k. */
 typedef struct store_drive {
     char *dir;
     io_file *slot[STORE_MAX_SLOTS];

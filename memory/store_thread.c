@@ -61,8 +61,7 @@ static void watch_deadlines(store *s)
             text, sizeof text,
             "%.120s: waited %.0f s for the disk to %s %zu bytes at offset %llu (section %d part %c slot %d): it does not answer",
             s->drive[c->drive].dir, now - c->started, c->t.write ? "write" : "read", c->t.bytes, (unsigned long long)c->t.offset,
-            c->op->spill ? -1 : c->op->section, c->op->spill ? '-' : "wmvg"[c->op->part],
-            c -> op -> spill ? -1 : c -> op -> slot);
+            c->op->spill ? -1 : c->op->section, c->op->spill ? '-' : STORE_LETTERS[c->op->part], c->op->spill ? -1 : c->op->slot);
         store_break(s, MOE_E_IO, text);
         return;
     }

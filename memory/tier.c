@@ -21,17 +21,30 @@ static unsigned parts_of(const tier_config *c)
     return parts;
 }
 
-static size_t part_count(const tier_config *c) { return (size_t)__builtin_popcount(parts_of(c)); }
+/* Slots that a record takes: r lies under w. */
+static size_t part_count(const tier_config *c) { return (size_t)__builtin_popcount(parts_of(c) & ~(unsigned)TIER_R); }
 
-size_t tier_least_bytes(const tier_config *c) { return 2 * part_count(c) * padded_bytes(c->part_bytes[STORE_W]); }
+size_t tier_slot_bytes(const size_t part_bytes[STORE_PARTS])
+{
+    const size_t halves = padded_bytes(part_bytes[STORE_W]) + padded_bytes(part_bytes[STORE_R]),
+                 whole = padded_bytes(part_bytes[STORE_M]);
+    return halves > whole ? halves : whole;
+}
+
+size_t tier_least_bytes(const tier_config *c) { return 2 * part_count(c) * tier_slot_bytes(c->part_bytes); }
 
 static moe_err check_config(const tier_config *c)
 {
-    for (int p = 1; p < STORE_PARTS; p++)
-        if (c->part_bytes[p] != c->part_bytes[STORE_W] && (p != STORE_V || c->part_bytes[p] != 0))
+    const size_t rest = c->part_bytes[STORE_R];
+    for (int p = 0; p < STORE_PARTS; p++) {
+        const size_t want = p == STORE_R || (p == STORE_W && rest != 0) ? rest : c->part_bytes[STORE_G];
+        if (c->part_bytes[p] != want && (p != STORE_V || c->part_bytes[p] != 0))
             return moe_fail(MOE_E_CONFIG,
-                            "tier: part %c has %zu bytes, part w %zu; the slots are uniform, so all parts must be equal",
-                            "wmvg"[p], c -> part_bytes[p], c -> part_bytes[STORE_W]);
+                            "tier: part %c has %zu bytes, expected %zu; the slots are uniform, so all parts must be equal",
+                            STORE_LETTERS[p], c->part_bytes[p], want);
+    }
+    if (rest > c->part_bytes[STORE_G])
+        return moe_fail(MOE_E_CONFIG, "tier: part r has %zu bytes, more than part g with %zu", rest, c->part_bytes[STORE_G]);
     if (c->part_bytes[STORE_W] == 0 || c->part_bytes[STORE_W] > ((size_t)1 << 40))
         return moe_fail(MOE_E_CONFIG, "tier: a part of %zu bytes", c->part_bytes[STORE_W]);
     if (c->layers <= 0 || c->experts <= 0 || c->layers > INT32_MAX / 16 / c->experts)
@@ -42,16 +55,16 @@ static moe_err check_config(const tier_config *c)
         return moe_fail(MOE_E_CONFIG, "memory.host leaves %zu bytes for experts; two whole records need %zu", c->host_bytes,
                         tier_least_bytes(c));
     const size_t every = (size_t)c->layers * (size_t)c->experts * part_count(c);
-    if (c->store == NULL && c->host_bytes / padded_bytes(c->part_bytes[STORE_W]) < every)
+    if (c->store == NULL && c->host_bytes / tier_slot_bytes(c->part_bytes) < every)
         return moe_fail(MOE_E_CONFIG,
                         "memory.host leaves %zu bytes for experts; without memory.ssd all %zu parts of %zu bytes must fit",
-                        c->host_bytes, every, padded_bytes(c->part_bytes[STORE_W]));
+                        c->host_bytes, every, tier_slot_bytes(c->part_bytes));
     return MOE_OK;
 }
 
 static moe_err start_section(tier_section *x, section_id s, const record *r)
 {
-    *x = (tier_section){.slot = {-1, -1, -1, -1},
+    *x = (tier_section){.slot = {-1, -1, -1, -1, -1},
                         .disk = {.slot = -1},
                         .next = {.slot = -1},
                         .before = {.slot = -1},
@@ -65,7 +78,7 @@ static moe_err start_section(tier_section *x, section_id s, const record *r)
     if (state_bad || grad_bad)
         return moe_fail(MOE_E_DATA, "record of section %d: step %llu in slot %d with gradient %llu in slot %d cannot be", s,
                         (unsigned long long)r->step, r->slot, (unsigned long long)r->grad_step, r->grad_slot);
-    x->disk = (tier_version){.slot = r->slot, .have = TIER_WMV, .step = r->step};
+    x->disk = (tier_version){.slot = r->slot, .have = TIER_STATE, .step = r->step};
     memcpy(x->disk.sum, r->sum, sizeof x->disk.sum);
     x->step = r->step;
     if (r->grad_step != 0) {
@@ -83,7 +96,8 @@ static moe_err start_slots(tier *t)
     if (t->slots < 2 * t->record_parts) /* one section alone */
         t->slots = 2 * t->record_parts;
     t->fits = room >= every;
-    t->slot = calloc((size_t)t->slots, sizeof *t->slot);
+    t->halves = t->c.part_bytes[STORE_R] > 0;
+    t->slot = calloc((size_t)t->slots * (t->halves ? 2 : 1), sizeof *t->slot);
     for (int k = 0; k < HEAPS; k++)
         t->heap[k].item = malloc((size_t)t->slots * sizeof *t->heap[k].item);
     if (t->slot == NULL || t->heap[HEAP_CLEAN].item == NULL || t->heap[HEAP_DIRTY].item == NULL)
@@ -101,6 +115,12 @@ static moe_err start_slots(tier *t)
                                  .heap = -1,
                                  .next_free = t->free_head};
         t->free_head = i;
+        if (t->halves)
+            t->slot[i + t->slots] = (tier_slot){.owner = t,
+                                                .buf = t->slot[i].buf + part_padded(t, STORE_W) / sizeof(float),
+                                                .section = -1,
+                                                .heap = -1,
+                                                .next_free = -1};
     }
     t->free_count = t->slots;
     return MOE_OK;
@@ -122,7 +142,7 @@ static moe_err start(tier *t)
 {
     TRY(policy_find(&t->policy, t->c.policy));
     TRY(start_lock(t));
-    t->padded = padded_bytes(t->c.part_bytes[STORE_W]);
+    t->padded = tier_slot_bytes(t->c.part_bytes);
     t->parts = parts_of(&t->c);
     t->record_parts = (int)part_count(&t->c);
     t->sections = t->c.layers * t->c.experts;
@@ -338,7 +358,7 @@ static moe_err flush_all(tier *t)
     }
     for (section_id s = 0; s < t->sections; s++)
         if (t->section[s].next.slot >= 0)
-            return moe_fail(MOE_E_CONFIG, "tier: w, m and v of section %d were not changed together to step %llu", s,
+            return moe_fail(MOE_E_CONFIG, "tier: w, r, m and v of section %d were not changed together to step %llu", s,
                             (unsigned long long)t->section[s].next.step);
     return MOE_OK;
 }

@@ -28,7 +28,7 @@ static double seconds_now(void)
 /* The parts that a lease of `parts` may change. */
 static unsigned parts_changed(unsigned parts, unsigned fresh)
 {
-    return ((parts & (TIER_M | TIER_V)) != 0 ? parts & TIER_WMV : 0) | (parts & fresh & TIER_G);
+    return ((parts & (TIER_M | TIER_V)) != 0 ? parts & TIER_STATE : 0) | (parts & fresh & TIER_G);
 }
 
 static moe_err check_wanted(tier *t, section_id s, unsigned parts, unsigned fresh)
@@ -41,7 +41,7 @@ static moe_err check_wanted(tier *t, section_id s, unsigned parts, unsigned fres
         const unsigned bit = 1u << p;
         const tier_slot *h = part_slot(t, s, (store_part)p);
         if ((parts & bit) != 0 && h != NULL && h->leases > 0 && ((x->changing | change) & bit) != 0)
-            return moe_fail(MOE_E_CONFIG, "tier: part %c of section %d is leased already", "wmvg"[p], s);
+            return moe_fail(MOE_E_CONFIG, "tier: part %c of section %d is leased already", STORE_LETTERS[p], s);
     }
     if ((parts & TIER_G) != 0 && (fresh & TIER_G) == 0 && x->grad_step == 0)
         return moe_fail(MOE_E_CONFIG, "tier: section %d has no pending gradient to lease", s);
@@ -152,8 +152,8 @@ static int serve_target(tier *t, request *r)
         tier_slot *h = part_slot(t, s, (store_part)p);
         if (h == NULL) {
             r->pinned &= ~(1u << p); /* a forgotten gradient may have gone */
-            if (!slot_make_room(t, (double)t->clock, false)) {
-                lacking++;
+            if (p == STORE_R ? !slot_tail_free(t, s) : !slot_make_room(t, (double)t->clock, false)) {
+                lacking += p != STORE_R; /* r waits for w, or for the end of a write */
                 continue;
             }
             if (part_on_disk(t, s, (store_part)p))
@@ -180,7 +180,8 @@ static void serve_others(tier *t, const request *r)
             if (h != NULL) {
                 promote(t, h);
             } else if (part_on_disk(t, s, (store_part)p)) {
-                if (t->reads_demand >= TIER_FLIGHT_MAX || !slot_make_room(t, (double)t->clock, false))
+                if (t->reads_demand >= TIER_FLIGHT_MAX ||
+                    (p == STORE_R ? !slot_tail_free(t, s) : !slot_make_room(t, (double)t->clock, false)))
                     return;
                 read_start(t, s, (store_part)p, true);
             }
@@ -206,6 +207,9 @@ static moe_err read_failure(tier *t, const request *r)
         for (int p = 0; p < STORE_PARTS; p++) {
             tier_slot *h = part_slot(t, r->wanted[i], (store_part)p);
             if ((t->want[i] & (1u << p)) == 0 || h == NULL || h->state != SLOT_FAILED)
+                continue;
+            const tier_slot *tail = slot_tail(t, h);
+            if (tail != NULL && tail->state == SLOT_READING) /* the slot is the store's until that has ended */
                 continue;
             const moe_err rc = moe_fail(h->op.rc, "%s", h->op.text);
             h->pins = 0;
@@ -294,7 +298,7 @@ out:
 static void undo(tier *t, tier_lease *l)
 {
     pthread_mutex_lock(&t->lock);
-    for (int p = 0; p < STORE_PARTS; p++)
+    for (int p = STORE_PARTS - 1; p >= 0; p--) /* a tail before its head */
         if (l->part[p] != NULL) {
             tier_slot *h = part_slot(t, l->section, (store_part)p);
             h->leases--;
@@ -319,7 +323,7 @@ static moe_err fill_parts(tier *t, tier_lease *l)
         if (h->state != SLOT_FILL) /* only this thread makes or ends this state */
             continue;
         const size_t kept = p == STORE_G ? t->c.part_bytes[p] : 0; /* whoever asked for a new gradient begins it himself */
-        memset((char *)l->part[p] + kept, 0, t->padded - kept);
+        memset((char *)l->part[p] + kept, 0, part_padded(t, (store_part)p) - kept);
         const moe_err rc = p == STORE_G ? MOE_OK : t->c.fill(t->c.user, l->section, (store_part)p, l->part[p]);
         if (rc != MOE_OK) {
             undo(t, l);

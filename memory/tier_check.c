@@ -3,33 +3,44 @@
 
 static moe_err broken(const char *what, section_id s, int p)
 {
-    return moe_fail(MOE_E_DATA, "tier: broken invariant at section %d part %c: %s", s, p < 0 ? '-' : "wmvg"[p], what);
+    return moe_fail(MOE_E_DATA, "tier: broken invariant at section %d part %c: %s", s, p < 0 ? '-' : STORE_LETTERS[p], what);
 }
 
 /* Sums over all slots, to compare with the counters. */
 typedef struct sums {
-    int free, owned, doomed, dirty, leased, writes, reads, idle;
+    int free, owned, heads, doomed, dirty, leased, writes, reads, idle; /* free, heads, doomed: without tails */
 } sums;
+
+static bool is_idle_clean(const tier_slot *h)
+{
+    return (h->state == SLOT_READY || h->state == SLOT_FAILED) && h->leases == 0 && h->pins == 0 && !h->writing && !h->dirty;
+}
 
 static moe_err check_slot(const tier *t, int i, sums *sum)
 {
     const tier_slot *h = &t->slot[i];
-    sum->free += h->state == SLOT_FREE;
-    sum->doomed += h->state == SLOT_DOOMED;
+    const tier_slot *tail = slot_tail(t, h);
+    const bool is_tail = slot_is_tail(t, h);
+    sum->free += h->state == SLOT_FREE && !is_tail;
+    sum->doomed += h->state == SLOT_DOOMED && !is_tail;
     sum->dirty += h->dirty;
     sum->leased += h->leases;
     sum->writes += h->writing;
     sum->reads += h->state == SLOT_READING;
     sum->idle += h->heap >= 0;
     if (h->state == SLOT_FREE)
-        return h->section == -1 && !h->dirty && h->leases == 0 && h->heap < 0
+        return h->section == -1 && !h->dirty && h->leases == 0 && h->heap < 0 && (tail == NULL || tail->state == SLOT_FREE)
                    ? MOE_OK
                    : broken("a free slot holds something", h->section, -1);
     const tier_section *x = &t->section[h->section];
     if (h->state == SLOT_DOOMED)
-        return h->writing && !h->dirty && h->heap < 0 ? MOE_OK
-                                                      : broken("a doomed slot without a write", h->section, (int)h->part);
+        return (h->writing || (tail != NULL && tail->state == SLOT_DOOMED)) && !h->dirty && h->heap < 0
+                   ? MOE_OK
+                   : broken("a doomed slot without a write", h->section, (int)h->part);
     sum->owned++;
+    sum->heads += !is_tail;
+    if (is_tail && (h->part != STORE_R || h->heap >= 0 || x->slot[STORE_W] != i - t->slots))
+        return broken("a tail without its head", h->section, (int)h->part);
     if (x->slot[h->part] != i)
         return broken("slot and section disagree", h->section, (int)h->part);
     if (h->writing && (x->flight & (1u << h->part)) == 0)
@@ -38,11 +49,10 @@ static moe_err check_slot(const tier *t, int i, sums *sum)
         return broken("dirty without content", h->section, (int)h->part);
     if (h->heap >= 0 && (h->leases > 0 || h->pins > 0 || h->writing))
         return broken("in use, yet a candidate for eviction", h->section, (int)h->part);
-    const bool idle =
-        (h->state == SLOT_READY || h->state == SLOT_FAILED) && h->leases == 0 && h->pins == 0 && !h->writing && !h->dirty;
-    if (idle && h->heap != HEAP_CLEAN)
+    const bool idle = is_idle_clean(h) && (tail == NULL || tail->state == SLOT_FREE || is_idle_clean(tail));
+    if (idle && !is_tail && h->heap != HEAP_CLEAN)
         return broken("clean and idle, yet no candidate for eviction", h->section, (int)h->part);
-    if (h->heap == HEAP_DIRTY && !h->dirty)
+    if (h->heap == HEAP_DIRTY && !h->dirty && (tail == NULL || !tail->dirty))
         return broken("clean among the dirty", h->section, (int)h->part);
     return MOE_OK;
 }
@@ -102,7 +112,7 @@ static moe_err check_gradient(tier *t, section_id s)
 static moe_err check_all(tier *t)
 {
     sums sum = {0};
-    for (int i = 0; i < t->slots; i++)
+    for (int i = 0; i < t->slots * (t->halves ? 2 : 1); i++)
         TRY(check_slot(t, i, &sum));
     TRY(check_heaps(t));
     int resident = 0;
@@ -112,7 +122,7 @@ static moe_err check_all(tier *t)
         TRY(check_state(t, s));
         TRY(check_gradient(t, s));
     }
-    if (resident != sum.owned || sum.free + sum.doomed + sum.owned != t->slots || sum.free != t->free_count)
+    if (resident != sum.owned || sum.free + sum.doomed + sum.heads != t->slots || sum.free != t->free_count)
         return broken("slots were lost", -1, -1);
     if (sum.dirty != t->dirty_count || sum.leased != t->leased_count || sum.writes != t->writes ||
         sum.reads != t->reads_ahead + t->reads_demand || sum.idle != t->heap[HEAP_CLEAN].n + t->heap[HEAP_DIRTY].n)
@@ -132,7 +142,9 @@ void tier_get_stats(tier *t, tier_stats *out)
 {
     pthread_mutex_lock(&t->lock);
     *out = t->stats;
-    out->dirty_bytes = (uint64_t)t->dirty_count * t->padded;
+    out->dirty_bytes = 0;
+    for (int i = 0; t->dirty_count > 0 && i < t->slots * (t->halves ? 2 : 1); i++)
+        out->dirty_bytes += t->slot[i].dirty ? part_padded(t, t->slot[i].part) : 0;
     out->resident_bytes = (uint64_t)(t->slots - t->free_count) * t->padded;
     out->capacity_bytes = (uint64_t)t->slots * t->padded;
     pthread_mutex_unlock(&t->lock);

@@ -1,8 +1,8 @@
 /* The inside of the host tier, shared by memory/tier*.c only.
  *
- * A section has four parts (w, m, v, g). A part is in a slot, or on disk, or was never written (then tier_config.fill makes it
- * again). Every slot has one op of the store in it, so a part has at most one transfer in flight and nothing is allocated while
- * it runs.
+ * A section has up to five parts (w, r, m, v, g). A part is in a slot, or on disk, or was never written (then tier_config.fill
+ * makes it again). Every slot has one op of the store in it, so a part has at most one transfer in flight and nothing is
+ * allocated while it runs.
  *
  * State of a slot:
  *   FREE      on the free list
@@ -14,15 +14,20 @@
  * A slot is *idle* when it is READY or FAILED, not leased, not pinned by a waiting acquire, not being written. Idle slots sit in
  * one of two heaps, clean or dirty, with the one to go first on top (policy.h). Only idle slots are evicted; only idle dirty
  * slots are written in the background. So a part that is leased is never touched by anybody else, but a write that was in flight
- * before a lease for reading began goes on. A lease for changing (m or v asked for: w, m, v; g in `fresh`: g) waits for that
+ * before a lease for reading began goes on. A lease for changing (m or v asked for: w, r, m, v; g in `fresh`: g) waits for that
  * write first.
  *
- * The record on disk. w, m and v share a slot number, so a new version is a unit: `next` says where it goes, of which step it is
- * and which parts have arrived. With all three it becomes `disk`. The number is the lowest that no kept checkpoint names (and
- * that is not the state to return to, while an update is speculative): with keep + 1 places there is always one, and it may be
- * that of `disk` itself, which is then overwritten in place -- nobody needs it any more, since all of the newer version is in RAM
- * or in `next` before the first byte goes out, and a crash goes back to a checkpoint. A part is read from `next` if it has
- * arrived there, else from `disk`; never from a mixture. A part that records do not have (v of 0 bytes) counts as arrived. g has a
+ * Halves. Where records have r, w and r of a section share a slot: w lies in its first half, r in a slot of its own, the *tail*,
+ * whose buffer is the second half. A tail is taken only under the w of its section, is in no heap and on no free list, and goes
+ * with its head: a head is idle when its tail is idle too or not there, dirty when one of them is, and free when both are. So
+ * reading w alone moves half the bytes, bringing r for the update needs no room, and everything that counts slots counts heads.
+ *
+ * The record on disk. w, r, m and v share a slot number, so a new version is a unit: `next` says where it goes, of which step it
+ * is and which parts have arrived. With all of them it becomes `disk`. The number is the lowest that no kept checkpoint names
+ * (and that is not the state to return to, while an update is speculative): with keep + 1 places there is always one, and it may
+ * be that of `disk` itself, which is then overwritten in place -- nobody needs it any more, since all of the newer version is in
+ * RAM or in `next` before the first byte goes out, and a crash goes back to a checkpoint. A part is read from `next` if it has
+ * arrived there, else from `disk`; never from a mixture. A part that records do not have (0 bytes) counts as arrived. g has a
  * place of its own and is one part, so it needs no `next`.
  *
  * Threads: everything is guarded by `lock`. The compute thread makes all decisions that look at checkpoints (which disk slot);
@@ -36,6 +41,7 @@
 #include "memory/tier.h"
 
 enum { TIER_DEADLINE = 300 };  /* seconds without any completion before a wait is an error */
+enum { TIER_RECORD_SLOTS = 4 }; /* slots that a record takes at most */
 enum { TIER_FLIGHT_MAX = 64 }; /* demand reads, or writes, in flight at most */
 #define TIER_NEVER 1e15        /* phases: a use that will not come */
 
@@ -63,12 +69,12 @@ typedef struct tier_slot {
     store_op op;
 } tier_slot;
 
-/* One version of w, m, v at rest. */
+/* One version of w, r, m, v at rest. */
 typedef struct tier_version {
     int16_t slot; /* -1: none; of `disk`: never written */
-    uint8_t have; /* TIER_W | M | V that are there (all, in `disk`) */
+    uint8_t have; /* those of TIER_STATE that are there (all, in `disk`) */
     uint64_t step;
-    uint64_t sum[3];
+    uint64_t sum[STORE_G];
 } tier_version;
 
 typedef enum touch { TOUCH_UNKNOWN, TOUCH_YES, TOUCH_NO } touch;
@@ -99,12 +105,13 @@ struct tier {
     tier_config c;
     const policy *policy;
     size_t padded;    /* bytes of a slot */
+    bool halves;      /* slots have tails */
     unsigned parts;   /* TIER_* that a record has */
-    int record_parts; /* how many */
+    int record_parts; /* slots that a record takes */
     int sections, slots;
     bool fits; /* a slot for every part: nothing is ever written back or evicted */
     float *memory;
-    tier_slot *slot;
+    tier_slot *slot; /* [slots], then their tails, [slots] */
     tier_section *section;
     record *catalog;
     unsigned *want; /* [sections] parts wanted by the running acquire */
@@ -144,13 +151,26 @@ static inline tier_slot *part_slot(tier *t, section_id s, store_part p)
     return h < 0 ? NULL : &t->slot[h];
 }
 static inline int slot_index(const tier *t, const tier_slot *h) { return (int)(h - t->slot); }
+static inline bool slot_is_tail(const tier *t, const tier_slot *h) { return slot_index(t, h) >= t->slots; }
+static inline tier_slot *slot_head(const tier *t, const tier_slot *tail) { return &t->slot[slot_index(t, tail) - t->slots]; }
+/* NULL: there are none, or h is one. */
+static inline tier_slot *slot_tail(const tier *t, const tier_slot *h)
+{
+    return t->halves && !slot_is_tail(t, h) ? &t->slot[slot_index(t, h) + t->slots] : NULL;
+}
+static inline size_t part_padded(const tier *t, store_part p)
+{
+    return (t->c.part_bytes[p] + IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN;
+}
 static inline int cycle_length(const tier *t) { return t->forward_only ? t->c.layers : 2 * t->c.layers; }
 
 /* tier_slots.c: free list, heaps, eviction. */
 void slot_place(tier *t, tier_slot *h); /* recomputes key and heap after any change of the slot or its schedule */
 void slot_place_all(tier *t);
-tier_slot *slot_take(tier *t, section_id s, store_part p, slot_state state); /* from the free list; NULL: none is free */
-void slot_free(tier *t, tier_slot *h);  /* lets go of the content; a write in flight makes it DOOMED first */
+/* From the free list; r: the tail of w. NULL: there is none. */
+tier_slot *slot_take(tier *t, section_id s, store_part p, slot_state state);
+bool slot_tail_free(const tier *t, section_id s); /* w is here and r may be put under it */
+void slot_free(tier *t, tier_slot *h);  /* lets go of the content and the tail; a write in flight makes it DOOMED first */
 void slot_evict(tier *t, tier_slot *h); /* an idle clean slot; counts what was read for nothing */
 bool slot_make_room(tier *t, double next,
                     bool force); /* one free slot, by evicting the first idle clean part; see tier_slots.c */
@@ -167,7 +187,7 @@ void schedule_prefetch(tier *t);
 /* tier_transfer.c: reads, writes, write-back, completions. */
 bool part_on_disk(const tier *t, section_id s, store_part p);
 void read_start(tier *t, section_id s, store_part p, bool demand); /* a slot must be free */
-bool write_start(tier *t, tier_slot *h); /* false: not dirty, or a write of this part is in flight already */
+bool write_start(tier *t, tier_slot *h); /* with its tail; false: not dirty, or a write of this part is in flight already */
 void writes_forgive(tier *t);            /* failed writes have been reported: they may be tried again */
 void writeback(tier *t);
 void tier_pump(tier *t);

@@ -23,10 +23,10 @@ static void mark_dirty(tier *t, tier_slot *h)
 static void book_change(tier *t, section_id s, unsigned dirty, const tier_change *c)
 {
     tier_section *x = &t->section[s];
-    if ((dirty & TIER_WMV) != 0) {
+    if ((dirty & TIER_STATE) != 0) {
         speculation_release(t, s, c->step);
         if (!t->c.read_only)
-            version_begin(t, x, dirty & TIER_WMV, c->step);
+            version_begin(t, x, dirty & TIER_STATE, c->step);
         x->step = c->step;
         if (x->grad_step != 0 && x->grad_step <= x->step && !x->speculative)
             gradient_forget(t, s);
@@ -45,8 +45,11 @@ static void settle(tier *t, tier_slot *h, bool drop)
 {
     tier_section *x = &t->section[h->section];
     const bool gone_gradient = h->part == STORE_G && x->grad_step == 0;
-    const bool memory_only = t->c.read_only && h->dirty && h->part != STORE_W;
-    if (gone_gradient || memory_only || (drop && !h->dirty))
+    const bool memory_only = t->c.read_only && h->dirty && h->part > STORE_R;
+    const tier_slot *tail = slot_tail(t, h);
+    const bool needed =
+        tail != NULL && tail->state != SLOT_FREE && (tail->leases > 0 || tail->dirty || tail->state == SLOT_READING);
+    if (gone_gradient || memory_only || (drop && !h->dirty && !needed))
         slot_free(t, h);
     else
         slot_place(t, h);
@@ -65,7 +68,7 @@ void tier_release(tier *t, tier_lease *l, unsigned parts, tier_change c)
     book_change(t, s, c.dirty & parts & ~c.drop, &c);
     if ((c.drop & parts & TIER_G) != 0)
         gradient_forget(t, s);
-    for (int p = 0; p < STORE_PARTS; p++) {
+    for (int p = STORE_PARTS - 1; p >= 0; p--) { /* a tail before its head */
         const unsigned bit = 1u << p;
         if ((parts & bit) == 0)
             continue;

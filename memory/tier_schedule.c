@@ -1,8 +1,8 @@
 /* The schedule: when a part is needed next, and reading ahead along it.
  *
  * The phases of a step form a cycle of 2L: forward of layer l stands at position l, backward at 2L-1-l (evaluation: L forward
- * phases). w is used in both phases of its layer; m and v in forward, where a pending gradient is applied or a decay replayed, or
- * in backward, while updates are speculative; g is made in backward and used by the next forward. Between the two phases of a
+ * phases). w is used in both phases of its layer; r, m and v in forward, where a pending gradient is applied or a decay replayed,
+ * or in backward, while updates are speculative; g is made in backward and used by the next forward. Between the two phases of a
  * layer the router has spoken, and the touches of backward are certain. Before that a section is touched with the chance of its
  * moving average p, so the expected number of cycles that pass it by is 1/p - 1, and its expected next use lies so many cycles
  * later. Belady's rule (evict what is used farthest in the future) is then a comparison of expected times; times are absolute
@@ -68,7 +68,8 @@ static tier_use backward_use(const tier *t, const view *v)
 
 static tier_use earlier(tier_use a, tier_use b) { return a.expected <= b.expected ? a : b; }
 
-/* m, v: wherever the update happens. A record that already stands at the last finished step needs none in this step's forward. */
+/* r, m, v: wherever the update happens. A record that already stands at the last finished step needs none in this step's forward.
+ */
 static tier_use moment_use(const tier *t, const view *v, const tier_section *x)
 {
     const bool behind = x->step < t->finished;
@@ -131,12 +132,13 @@ static unsigned parts_at(const tier *t, section_id s, uint64_t distance, bool ba
         return 0;
     const bool pending = x->grad_step > x->step;
     if (backward)
-        return TIER_W | (t->update_in_backward ? TIER_M | TIER_V : 0u) | (pending && x->grad_step > t->finished ? TIER_G : 0u);
+        return TIER_W | (t->update_in_backward ? TIER_R | TIER_M | TIER_V : 0u) |
+               (pending && x->grad_step > t->finished ? TIER_G : 0u);
     const bool next_step = !t->forward_only && (uint64_t)t->pos + distance >= (uint64_t)cycle_length(t);
     const uint64_t finished = t->finished + (next_step && !t->update_in_backward ? 1 : 0);
     unsigned parts = TIER_W;
     if (x->step < finished)
-        parts |= TIER_M | TIER_V;
+        parts |= TIER_R | TIER_M | TIER_V;
     if (pending && x->grad_step <= finished)
         parts |= TIER_G;
     return parts;
@@ -146,7 +148,7 @@ static unsigned parts_at(const tier *t, section_id s, uint64_t distance, bool ba
 static bool make_room_ahead(tier *t, section_id s, store_part p)
 {
     const double next = schedule_next_use(t, s, p).expected;
-    const int reserve = t->slots / 4 < STORE_PARTS ? t->slots / 4 : STORE_PARTS;
+    const int reserve = t->slots / 4 < TIER_RECORD_SLOTS ? t->slots / 4 : TIER_RECORD_SLOTS;
     const int spare = t->free_count > reserve || !t->policy->by_time
                           ? t->heap[HEAP_CLEAN].n
                           : heap_count_from(t, HEAP_CLEAN, nextafter(next, INFINITY), reserve + 1);
@@ -161,7 +163,8 @@ static bool prefetch_section(tier *t, section_id s, unsigned parts)
     for (int p = 0; p < STORE_PARTS; p++) {
         if ((parts & t->parts & (1u << p)) == 0 || t->section[s].slot[p] >= 0 || !part_on_disk(t, s, (store_part)p))
             continue;
-        if (t->reads_ahead >= t->c.prefetch_depth || !make_room_ahead(t, s, (store_part)p))
+        if (t->reads_ahead >= t->c.prefetch_depth ||
+            !(p == STORE_R ? slot_tail_free(t, s) : make_room_ahead(t, s, (store_part)p)))
             return false;
         read_start(t, s, (store_part)p, false);
     }

@@ -72,16 +72,27 @@ static int count_below(const tier *t, const tier_heap *heap, int pos, double key
 
 int heap_count_from(const tier *t, int heap, double key, int limit) { return count_below(t, &t->heap[heap], 0, key, limit); }
 
-/* Where a slot belongs: a heap, or none. */
+static bool at_rest(const tier_slot *h)
+{
+    return (h->state == SLOT_READY || h->state == SLOT_FAILED) && h->leases == 0 && h->pins == 0 && !h->writing;
+}
+
+static bool may_write(const tier *t, const tier_slot *h)
+{
+    return h->dirty && !h->write_failed && (t->section[h->section].flight & (1u << h->part)) == 0;
+}
+
+/* Where a slot belongs: a heap, or none. A head stands for its tail. */
 static int heap_of(const tier *t, const tier_slot *h)
 {
-    if ((h->state != SLOT_READY && h->state != SLOT_FAILED) || h->leases > 0 || h->pins > 0 || h->writing)
+    const tier_slot *tail = slot_tail(t, h);
+    if (tail != NULL && tail->state == SLOT_FREE)
+        tail = NULL;
+    if (!at_rest(h) || (tail != NULL && !at_rest(tail)))
         return -1;
-    if (!h->dirty || t->c.read_only)
+    if ((!h->dirty && (tail == NULL || !tail->dirty)) || t->c.read_only)
         return HEAP_CLEAN;
-    if (h->write_failed || (t->section[h->section].flight & (1u << h->part)) != 0)
-        return -1;
-    return HEAP_DIRTY;
+    return may_write(t, h) || (tail != NULL && may_write(t, tail)) ? HEAP_DIRTY : -1;
 }
 
 static void set_key(tier *t, tier_slot *h)
@@ -99,6 +110,8 @@ static void set_key(tier *t, tier_slot *h)
 
 void slot_place(tier *t, tier_slot *h)
 {
+    if (slot_is_tail(t, h))
+        h = slot_head(t, h);
     if (h->heap >= 0)
         heap_remove(t, h);
     const int heap = heap_of(t, h);
@@ -114,18 +127,33 @@ void slot_place_all(tier *t)
         slot_place(t, &t->slot[i]);
 }
 
+bool slot_tail_free(const tier *t, section_id s)
+{
+    const int32_t head = t->section[s].slot[STORE_W];
+    return head >= 0 && t->slot[head + t->slots].state == SLOT_FREE;
+}
+
 tier_slot *slot_take(tier *t, section_id s, store_part p, slot_state state)
 {
-    if (t->free_head < 0)
-        return NULL;
-    tier_slot *h = &t->slot[t->free_head];
-    t->free_head = h->next_free;
-    t->free_count--;
+    tier_slot *h;
+    if (p == STORE_R) {
+        if (!slot_tail_free(t, s))
+            return NULL;
+        h = slot_tail(t, part_slot(t, s, STORE_W));
+    } else {
+        if (t->free_head < 0)
+            return NULL;
+        h = &t->slot[t->free_head];
+        t->free_head = h->next_free;
+        t->free_count--;
+    }
     h->section = s;
     h->part = p;
     h->state = state;
     h->last = t->lease_count;
     t->section[s].slot[p] = slot_index(t, h);
+    if (p == STORE_R)
+        slot_place(t, h);
     return h;
 }
 
@@ -133,6 +161,14 @@ static void push_free(tier *t, tier_slot *h)
 {
     h->state = SLOT_FREE;
     h->section = -1;
+    if (slot_is_tail(t, h)) {
+        tier_slot *head = slot_head(t, h);
+        if (head->state == SLOT_DOOMED && !head->writing) /* was waiting for its tail */
+            push_free(t, head);
+        else
+            slot_place(t, head);
+        return;
+    }
     h->next_free = t->free_head;
     t->free_head = slot_index(t, h);
     t->free_count++;
@@ -140,21 +176,25 @@ static void push_free(tier *t, tier_slot *h)
 
 void slot_free(tier *t, tier_slot *h)
 {
+    tier_slot *tail = slot_tail(t, h);
     if (h->state == SLOT_DOOMED) { /* its write has ended */
-        push_free(t, h);
+        if (tail == NULL || tail->state != SLOT_DOOMED)
+            push_free(t, h);
         return;
     }
+    if (tail != NULL && tail->state != SLOT_FREE && tail->state != SLOT_DOOMED)
+        slot_free(t, tail);
     t->section[h->section].slot[h->part] = -1;
     if (h->dirty)
         t->dirty_count--;
     if (h->ahead)
-        t->stats.wasted_read_bytes += t->padded;
+        t->stats.wasted_read_bytes += part_padded(t, h->part);
     h->pins = 0;
     h->dirty = h->ahead = h->missed = h->demanded = h->write_failed = false;
     h->version++;
     if (h->heap >= 0)
         heap_remove(t, h);
-    if (h->writing)
+    if (h->writing || (tail != NULL && tail->state == SLOT_DOOMED))
         h->state = SLOT_DOOMED; /* keeps section and part: the completion clears the section's flight bit */
     else
         push_free(t, h);

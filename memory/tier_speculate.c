@@ -1,6 +1,6 @@
 /* Speculative updates: between begin and resolve the state before each update stays on disk, in a place of its own.
  *
- * Backward of the running step changes w, m and v in RAM with clip = 1. Before the lease that allows it is granted, the state
+ * Backward of the running step changes w, r, m and v in RAM with clip = 1. Before the lease that allows it is granted, the state
  * they hold must be whole on disk (it may be dirty from an earlier forward: then it is written first). The first release that
  * books the running step remembers that place in `before`; writes of the new state choose another one. If the guess holds,
  * `before` is forgotten and the gradient counts as applied. If not, the new state is dropped wherever it is, and the section

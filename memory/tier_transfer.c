@@ -26,7 +26,7 @@ static void version_arrive(tier_section *x, const store_op *op, uint64_t step)
         return;
     x->next.have |= (uint8_t)(1u << op->part);
     x->next.sum[op->part] = op->sum;
-    if (x->next.have != TIER_WMV)
+    if (x->next.have != TIER_STATE)
         return;
     x->disk = x->next;
     x->next = (tier_version){.slot = -1};
@@ -133,11 +133,11 @@ void read_start(tier *t, section_id s, store_part p, bool demand)
     store_submit(t->c.store, &h->op);
 }
 
-bool write_start(tier *t, tier_slot *h)
+static bool write_one(tier *t, tier_slot *h)
 {
     tier_section *x = &t->section[h->section];
     const unsigned bit = 1u << h->part;
-    if (!h->dirty || h->state != SLOT_READY || (x->flight & bit) != 0 || (x->changing & bit) != 0)
+    if (!h->dirty || h->state != SLOT_READY || h->write_failed || (x->flight & bit) != 0 || (x->changing & bit) != 0)
         return false;
     fill_op(t, h, true, STORE_WRITE);
     if (h->part == STORE_G) {
@@ -153,7 +153,6 @@ bool write_start(tier *t, tier_slot *h)
     }
     h->op_version = h->version;
     h->writing = true;
-    h->write_failed = false;
     x->flight |= (uint8_t)bit;
     t->writes++;
     slot_place(t, h);
@@ -161,10 +160,17 @@ bool write_start(tier *t, tier_slot *h)
     return true;
 }
 
+bool write_start(tier *t, tier_slot *h)
+{
+    tier_slot *tail = slot_tail(t, h);
+    const bool head = h->dirty && write_one(t, h), rest = tail != NULL && tail->dirty && write_one(t, tail);
+    return head || rest;
+}
+
 void writes_forgive(tier *t)
 {
     t->write_rc = MOE_OK;
-    for (int i = 0; i < t->slots; i++)
+    for (int i = 0; i < t->slots * (t->halves ? 2 : 1); i++)
         if (t->slot[i].write_failed) {
             t->slot[i].write_failed = false;
             slot_place(t, &t->slot[i]);
@@ -213,7 +219,7 @@ moe_err wait_landed(tier *t, const char *who)
     return MOE_OK;
 }
 
-/* The lowest place of w, m, v that may be written: no kept checkpoint names it and it is not the state to return to. */
+/* The lowest place of w, r, m, v that may be written: no kept checkpoint names it and it is not the state to return to. */
 static int16_t state_target(const tier *t, section_id s)
 {
     const tier_section *x = &t->section[s];
@@ -243,13 +249,13 @@ void version_begin(tier *t, tier_section *x, unsigned part, uint64_t step)
         return;
     }
     const bool again = x->next.slot < 0 && x->disk.slot >= 0 && x->disk.step == step;
-    x->next = (tier_version){.slot = state_target(t, s), .have = (uint8_t)(TIER_WMV & ~t->parts), .step = step};
+    x->next = (tier_version){.slot = state_target(t, s), .have = (uint8_t)(TIER_STATE & ~t->parts), .step = step};
     if (again && x->next.slot == x->disk.slot) {
         x->next = x->disk;
-        x->next.have = (uint8_t)(TIER_WMV & ~part);
+        x->next.have = (uint8_t)(TIER_STATE & ~part);
         return;
     }
-    for (int p = 0; again && p < 3; p++) {
+    for (int p = 0; again && p < STORE_G; p++) {
         tier_slot *h = part_slot(t, s, (store_part)p);
         if (h == NULL || h->dirty || h->state != SLOT_READY || (part & (1u << p)) != 0)
             continue;

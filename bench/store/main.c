@@ -78,7 +78,7 @@ static moe_err run(const options *o)
                             .slots = 2,
                             .create = true,
                             .depth = o->depth,
-                            .part_bytes = {o->part_bytes, o->part_bytes, o->part_bytes, o->part_bytes}};
+                            .part_bytes = {o->part_bytes, 0, o->part_bytes, o->part_bytes, o->part_bytes}};
     TRY_GOTO(store_open(&st, &c), rc, out);
     TRY_GOTO(mix_open(&m, st, &c, o->under_way, o->registered), rc, out);
     for (int twice = 0; twice < 2; twice++)

@@ -56,6 +56,8 @@ const knob config_knobs[] = {
      .resume = true, .help = "lr at the last step (not used by constant)"},
     {.name = "optimizer.moments", .kind = KNOB_CHOICE, .offset = AT(moments), .fallback = "f32", .choices = "f32|bf16",
      .help = "how the experts' moments are stored; bf16 (rounded stochastically) halves their disk space and traffic; the dense part keeps f32"},
+    {.name = "optimizer.expert_weights", .kind = KNOB_CHOICE, .offset = AT(expert_weights), .fallback = "f32", .choices = "f32|bf16",
+     .help = "what the experts' products read; bf16: the nearest bf16 of each weight, half the bytes, while AdamW keeps the f32 weight"},
     {.name = "optimizer.update", .kind = KNOB_CHOICE, .offset = AT(update), .fallback = "auto",
      .choices = "auto|deferred|speculative",
      .help = "when experts on the SSD are updated: in the next forward, or at once in backward; the same bits, other traffic"},
@@ -108,7 +110,7 @@ const knob config_knobs[] = {
 const int config_nknobs = sizeof config_knobs / sizeof config_knobs[0];
 _Static_assert(sizeof config_knobs / sizeof config_knobs[0] <= KNOBS_MAX, "KNOBS_MAX");
 _Static_assert(sizeof(schedule_kind) == sizeof(int) && sizeof(update_mode) == sizeof(int) && sizeof(balance_scope) == sizeof(int) &&
-                   sizeof(moments_kind) == sizeof(int),
+                   sizeof(moments_kind) == sizeof(int) && sizeof(weights_kind) == sizeof(int),
                "KNOB_CHOICE writes an int");
 
 int knob_find(const char *name)

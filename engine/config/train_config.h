@@ -12,6 +12,7 @@
 typedef enum balance_scope { BALANCE_MICRO, BALANCE_SEQUENCE, BALANCE_GLOBAL } balance_scope;
 typedef enum schedule_kind { SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT, SCHEDULE_WSD } schedule_kind;
 typedef enum moments_kind { MOMENTS_F32, MOMENTS_BF16 } moments_kind;
+typedef enum weights_kind { WEIGHTS_F32, WEIGHTS_BF16 } weights_kind;
 typedef enum update_mode { UPDATE_AUTO, UPDATE_DEFERRED, UPDATE_SPECULATIVE } update_mode;
 
 typedef struct train_config {
@@ -32,6 +33,7 @@ typedef struct train_config {
     int64_t warmup_steps, decay_steps; /* decay_steps: wsd                                   */
     double min_lr;
     moments_kind moments;         /* optimizer.moments: of the experts; dense ones are f32   */
+    weights_kind expert_weights;  /* optimizer.expert_weights: as multiplied; the master is f32 */
     update_mode update;           /* optimizer.update: auto | deferred | speculative         */
 
     double aux_coef, z_coef, bias_update_rate; /* balance.aux_loss_coef, z_loss_coef, bias_update_rate */

@@ -75,7 +75,8 @@ static moe_config moe_config_of(const decoder_config *c)
 {
     return (moe_config){
         .be = c->be, .stream = c->stream, .spec = c->spec, .tier = c->tier, .stash = c->stash, .log = c->log, .balance = c->balance,
-        .stop = c->stop, .max_tokens = c->max_tokens, .chunk = c->expert_rows, .bf16_moments = c->bf16_moments, .seed = c->seed,
+        .stop = c->stop, .max_tokens = c->max_tokens, .chunk = c->expert_rows, .bf16_moments = c->bf16_moments,
+        .bf16_weights = c->bf16_weights, .seed = c->seed,
     };
 }
 

@@ -24,6 +24,7 @@ typedef struct decoder_config {
     int64_t piece_tokens;      /* tokens of one piece of dense work, a multiple of seq_len  */
     int64_t expert_rows;       /* rows of one expert at a time                              */
     bool bf16_moments;         /* of the experts (experts.h), their rounding keyed by seed  */
+    bool bf16_weights;         /* of the experts (experts.h)                                */
     uint64_t seed;
     int64_t logits_bytes;      /* of one chunk of logits, 64 to 1024 tokens; changes no bit */
 } decoder_config;

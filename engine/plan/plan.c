@@ -31,6 +31,25 @@ char *size_text(char *buf, size_t size, uint64_t bytes)
     return buf;
 }
 
+static uint64_t slot_book(const train_plan *p) { return p->half_bytes > 0 ? 2 * OVERHEAD_SLOT : OVERHEAD_SLOT; }
+
+static void record_sizes(train_plan *p, const train_config *c)
+{
+    expert_layout e;
+    size_t bytes[STORE_PARTS];
+    spec_expert_layout(&c->model, &e);
+    p->part_bytes = (e.floats * sizeof(float) + IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN;
+    p->half_bytes = c->expert_weights == WEIGHTS_BF16 ? (e.floats * sizeof(uint16_t) + IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN : 0;
+    p->has_v = c->moments == MOMENTS_F32;
+    p->record_parts = p->has_v ? 4 : 3;
+    for (int i = 0; i < STORE_PARTS; i++) {
+        bytes[i] = plan_part_bytes(p, (store_part)i);
+        p->record_bytes += bytes[i];
+    }
+    p->slot_bytes = tier_slot_bytes(bytes);
+    p->tier_full = (uint64_t)p->sections * (uint64_t)p->record_parts * p->slot_bytes;
+}
+
 static int thread_count(const train_config *c)
 {
     if (c->threads > 0)
@@ -59,13 +78,14 @@ static uint64_t measure(train_plan *p, const train_config *c, int64_t micro, boo
     const decoder_config d = shape_of(c, p, training);
     p->dense = dense_bytes(&c->model, c->seq_len, true);
     p->scratch = decoder_bytes(&d) + (uint64_t)p->threads * KERNEL_SCRATCH_BYTES;
+    p->scratch += p->half_bytes > 0 ? p->part_bytes : 0; /* an expert's fp32 weights, where they are made and exported */
     p->overhead = OVERHEAD_BASE + (uint64_t)p->threads * OVERHEAD_THREAD + (uint64_t)c->tokens_per_step * 16 +
                   (uint64_t)p->sections * (OVERHEAD_SECTION + (uint64_t)c->checkpoint_keep * OVERHEAD_KEPT) +
                   (training ? balance_bytes(train_plan_balance(p, c)) : 0);
     p->stash_full = training ? decoder_stash_bytes(&d, p->group_tokens, &p->stash_largest) : 0;
     const uint64_t stash_least = training ? STASH_LEAST_BLOCKS * p->stash_largest : 0;
     p->stash = stash_least < p->stash_full ? stash_least : p->stash_full;
-    p->tier = p->sections > 0 ? 2 * (uint64_t)p->record_parts * (p->part_bytes + OVERHEAD_SLOT) : 0;
+    p->tier = p->sections > 0 ? 2 * (uint64_t)p->record_parts * (p->slot_bytes + slot_book(p)) : 0;
     return p->overhead + p->dense + p->scratch + p->stash + p->tier;
 }
 
@@ -89,7 +109,7 @@ static int64_t pick_logits(uint64_t limit)
 static void share_rest(train_plan *p, uint64_t usable)
 {
     uint64_t left = usable - (p->overhead + p->dense + p->scratch + p->stash + p->tier);
-    const uint64_t slot = p->part_bytes + OVERHEAD_SLOT, full = (uint64_t)p->sections * (uint64_t)p->record_parts * slot;
+    const uint64_t slot = p->slot_bytes + slot_book(p), full = (uint64_t)p->sections * (uint64_t)p->record_parts * slot;
     const uint64_t some = (uint64_t)p->record_parts * slot * COMFORT_RECORDS, comfort = some < full ? some : full;
     uint64_t *const pot[] = {&p->tier, &p->stash, &p->tier};
     const uint64_t want[] = {comfort, p->stash_full, full};
@@ -99,8 +119,8 @@ static void share_rest(train_plan *p, uint64_t usable)
         *pot[i] += take;
         left -= take;
     }
-    p->overhead += p->tier / slot * OVERHEAD_SLOT;
-    p->tier = p->tier / slot * p->part_bytes;
+    p->overhead += p->tier / slot * slot_book(p);
+    p->tier = p->tier / slot * p->slot_bytes;
 }
 
 static void plan_disk(train_plan *p, const train_config *c)
@@ -110,7 +130,7 @@ static void plan_disk(train_plan *p, const train_config *c)
     p->can_speculate = c->update != UPDATE_DEFERRED && !p->resident;
     p->store_slots = c->checkpoint_keep + 1 + (p->can_speculate ? 1 : 0);
     p->spill_bytes = p->spills ? p->stash_full : 0;
-    p->store_bytes = (uint64_t)p->sections * (uint64_t)p->record_parts * p->part_bytes * (uint64_t)p->store_slots;
+    p->store_bytes = (uint64_t)p->sections * p->record_bytes * (uint64_t)p->store_slots;
     p->dense_file_bytes = (p->dense / 4) * 3 * (uint64_t)(c->checkpoint_keep + 1);
 }
 
@@ -166,12 +186,8 @@ moe_err train_plan_make(train_plan *p, const train_config *c, bool training)
         p->limit = budget_detect_host(p->limit_source);
     const int percent = training ? 95 : 85; /* a sampling cache has the rest */
     const uint64_t usable = p->limit / 100 * (uint64_t)percent;
-    expert_layout e;
-    spec_expert_layout(&c->model, &e);
     p->sections = (int64_t)p->layers * c->model.E;
-    p->part_bytes = (e.floats * sizeof(float) + IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN;
-    p->record_parts = c->moments == MOMENTS_BF16 ? STORE_PARTS - 1 : STORE_PARTS;
-    p->tier_full = (uint64_t)p->sections * (uint64_t)p->record_parts * p->part_bytes;
+    record_sizes(p, c);
     p->expert_rows = pick_rows(c, p->limit);
     p->logits_bytes = pick_logits(p->limit);
 

@@ -12,8 +12,12 @@ typedef struct train_plan {
     int threads;
     int layers;                /* MoE layers */
     int64_t sections;          /* layers * experts                                           */
-    size_t part_bytes;         /* one part of a record: an expert's fp32 weights             */
-    int record_parts;          /* w, m, v, g; 3 with bf16 moments, which share m             */
+    size_t part_bytes;         /* one part of a record: fp32 numbers of all its weights      */
+    size_t half_bytes;         /* w and r with bf16 expert weights; 0: w is a whole part     */
+    size_t slot_bytes;         /* a slot holds a part, or w and r                            */
+    size_t record_bytes;       /* all parts, on disk                                         */
+    int record_parts;          /* slots of a record: w, m, v, g; 3 with bf16 moments, which share m */
+    bool has_v;
 
     int64_t group_tokens;      /* tokens that pass a layer together                          */
     int groups;                /* per step                                                   */
@@ -41,10 +45,12 @@ typedef struct train_plan {
  * (evaluation, sampling, export). */
 moe_err train_plan_make(train_plan *p, const train_config *c, bool training) MOE_MUST_CHECK;
 
-/* Bytes of a part of each record: part_bytes, or 0 where records do not have it. */
+/* Bytes of a part of each record, 0 where records do not have it. */
 static inline size_t plan_part_bytes(const train_plan *p, store_part part)
 {
-    return part == STORE_V && p->record_parts < STORE_PARTS ? 0 : p->part_bytes;
+    if (part == STORE_R || (part == STORE_W && p->half_bytes > 0))
+        return p->half_bytes;
+    return part == STORE_V && !p->has_v ? 0 : p->part_bytes;
 }
 
 /* The token sets of the load-balance losses, and the capacity of an expert. */

@@ -73,7 +73,9 @@ static void print_memory(FILE *out, const train_plan *p)
     snprintf(note, sizeof note, "of %s%s", size_text(text, sizeof text, p->stash_full), p->spills ? ", the rest on SSD" : ": all of it");
     line(out, "activations", p->stash, note);
     snprintf(note, sizeof note, "of %s (%s)%s", size_text(text, sizeof text, p->tier_full),
-             p->record_parts < STORE_PARTS ? "w, m and v as bf16, g" : "w, m, v, g", p->resident ? ": all of it" : ", the rest on SSD");
+             p->half_bytes > 0 ? p->has_v ? "w as bf16 and its rest, m, v, g" : "w as bf16 and its rest, m and v as bf16, g"
+             : p->has_v        ? "w, m, v, g"
+                               : "w, m and v as bf16, g", p->resident ? ": all of it" : ", the rest on SSD");
     line(out, "expert slots", p->tier, note);
     line(out, "program, catalogs, tokens", p->overhead, "");
     line(out, "together", p->total, "");

@@ -3,7 +3,7 @@
 
 #include "engine/train/commands.h"
 
-static moe_err export_expert(trainer *t, hf_writer *w, int moe_layer, int layer, int e)
+static moe_err export_expert(trainer *t, hf_writer *w, bool rounded, int moe_layer, int layer, int e)
 {
     tensor_info tensor[3];
     spec_expert_tensors(&t->config->model, layer, e, tensor);
@@ -11,17 +11,19 @@ static moe_err export_expert(trainer *t, hf_writer *w, int moe_layer, int layer,
     tier_lease l;
     tier_change change = {0};
     moe_err rc;
-    TRY(tier_acquire(t->tier, section, moe_forward_parts(&t->decoder.moe, section), 0, &l));
+    TRY(tier_acquire(t->tier, section, moe_forward_parts(&t->decoder.moe, section) | TIER_R, 0, &l));
     if ((l.parts & TIER_M) != 0)
         TRY_GOTO(moe_apply_pending(&t->decoder.moe, &l, &change), rc, done);
+    const float *weights = trainer_expert_weights(t, &l, rounded);
     for (int i = 0; i < 3; i++)
-        TRY_GOTO(hf_writer_write(w, &tensor[i], l.part[STORE_W]), rc, done);
+        TRY_GOTO(hf_writer_write(w, &tensor[i], weights), rc, done);
 done:
     tier_release(t->tier, &l, TIER_ALL, change);
     return rc;
 }
 
-static moe_err export_tensors(trainer *t, hf_writer *w)
+/* rounded: experts as the products see them, where that is bf16. */
+static moe_err export_tensors(trainer *t, hf_writer *w, bool rounded)
 {
     tensor_info *table;
     int64_t n;
@@ -32,7 +34,7 @@ static moe_err export_tensors(trainer *t, hf_writer *w)
         const dense_part *d = &t->dense;
         if (x->kind == SECTION_EXPERT) {
             if (i == 0 || table[i - 1].kind != SECTION_EXPERT || table[i - 1].expert != x->expert || table[i - 1].layer != x->layer)
-                rc = export_expert(t, w, spec_moe_index(&t->config->model, x->layer), x->layer, x->expert);
+                rc = export_expert(t, w, rounded, spec_moe_index(&t->config->model, x->layer), x->layer, x->expert);
             continue;
         }
         const size_t at = x->kind == SECTION_EMBED ? d->embed : x->kind == SECTION_HEAD ? d->head : d->layer[x->layer];
@@ -47,7 +49,7 @@ moe_err command_export(trainer *t, const char *out, hf_dtype dtype)
     hf_writer *w = NULL;
     moe_err rc;
     TRY_GOTO(hf_writer_open(&w, out, &t->config->model, dtype), rc, done);
-    TRY_GOTO(export_tensors(t, w), rc, done);
+    TRY_GOTO(export_tensors(t, w, dtype == HF_BF16), rc, done);
     TRY_GOTO(hf_writer_finish(w), rc, done);
 done:
     hf_writer_close(w);

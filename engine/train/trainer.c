@@ -7,17 +7,13 @@
 #include <string.h>
 
 #include "engine/base/clock.h"
+#include "kernels/halves.h"
 #include "memory/budget.h"
 
-/* What part of a section holds before it was ever written: initial or imported weights, zero moments. */
-static moe_err fill_part(void *user, section_id section, store_part part, float *buf)
+/* Initial or imported weights of a section. */
+static moe_err fill_weights(trainer *t, section_id section, float *buf)
 {
-    trainer *t = user;
     const model_spec *spec = &t->config->model;
-    const size_t floats = t->plan.part_bytes / sizeof *buf;
-    memset(buf, 0, floats * sizeof *buf);
-    if (part != STORE_W)
-        return MOE_OK;
     tensor_info tensor[3];
     int layer = -1;
     for (int l = 0, i = 0; l < spec->L && layer < 0; l++)
@@ -36,6 +32,31 @@ static moe_err fill_part(void *user, section_id section, store_part part, float 
         TRY(t->be->random_normal(&a, &t->stream));
     }
     return MOE_OK;
+}
+
+/* What part of a section holds before it was ever written: weights, whole or a half of them, or zero moments. */
+static moe_err fill_part(void *user, section_id section, store_part part, float *buf)
+{
+    trainer *t = user;
+    memset(buf, 0, plan_part_bytes(&t->plan, part));
+    if (part != STORE_W && part != STORE_R)
+        return MOE_OK;
+    if (t->wide == NULL)
+        return fill_weights(t, section, buf);
+    uint16_t *half = (uint16_t *)(void *)buf;
+    memset(t->wide, 0, t->plan.part_bytes);
+    TRY(fill_weights(t, section, t->wide));
+    halves_split(part == STORE_W ? half : NULL, part == STORE_R ? half : NULL, t->wide, t->decoder.moe.layout.floats);
+    return MOE_OK;
+}
+
+const float *trainer_expert_weights(trainer *t, const tier_lease *l, bool rounded)
+{
+    if (t->wide == NULL)
+        return l->part[STORE_W];
+    const void *near = l->part[STORE_W], *rest = rounded ? NULL : l->part[STORE_R];
+    halves_join(t->wide, near, rest, t->decoder.moe.layout.floats);
+    return t->wide;
 }
 
 static moe_err open_machine(trainer *t)
@@ -139,6 +160,11 @@ static moe_err open_tiers(trainer *t, const manifest *latest)
     };
     for (int i = 0; i < STORE_PARTS; i++)
         tc.part_bytes[i] = plan_part_bytes(p, (store_part)i);
+    if (p->half_bytes > 0 && p->layers > 0) {
+        void *wide;
+        TRY(budget_alloc(&wide, p->part_bytes, "weights of an expert"));
+        t->wide = wide;
+    }
     if (p->layers > 0)
         TRY(tier_open(&t->tier, &tc));
     if (t->tier != NULL)
@@ -167,6 +193,7 @@ static moe_err open_decoder(trainer *t)
         .balance = t->mode == TRAINER_RUN ? &t->balance : NULL, .seq_len = t->config->seq_len, .max_tokens = t->plan.group_tokens,
         .piece_tokens = t->plan.piece_tokens, .expert_rows = t->plan.expert_rows, .logits_bytes = t->plan.logits_bytes, .stop = t->stop,
         .bf16_moments = t->config->moments == MOMENTS_BF16, .seed = t->config->seed,
+        .bf16_weights = t->config->expert_weights == WEIGHTS_BF16,
     };
     return decoder_open(&t->decoder, &d);
 }
@@ -221,6 +248,7 @@ void trainer_close(trainer *t)
     decoder_close(&t->decoder);
     stash_close(t->stash);
     tier_close(t->tier);
+    budget_free(t->wide);
     store_close(t->store);
     checkpoint_close(t->checkpoint);
     if (!t->borrowed_io)

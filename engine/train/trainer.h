@@ -52,6 +52,7 @@ typedef struct trainer {
     dense_part dense;
     decoder decoder;
     hf_reader *from;
+    float *wide;                /* an expert's fp32 weights where they lie in halves, else NULL */
     dataset *train, *val;       /* val NULL: no held-out windows */
     char val_note[1024];        /* why not, "" */
     uint64_t finished;          /* steps */
@@ -75,6 +76,9 @@ void trainer_close(trainer *t);
 moe_err trainer_step(trainer *t, step_metrics *out) MOE_MUST_CHECK;
 /* The same on the tokens and targets that lie in t->tokens and t->targets. */
 moe_err trainer_step_tokens(trainer *t, step_metrics *out) MOE_MUST_CHECK;
+/* The fp32 weights of a leased section, in panels: its part W, or a copy in t->wide made of W and R; rounded: of W alone, as the products
+ * see them. Valid until the next call. */
+const float *trainer_expert_weights(trainer *t, const tier_lease *l, bool rounded);
 /* Writes a checkpoint of the last finished step. */
 moe_err trainer_checkpoint(trainer *t) MOE_MUST_CHECK;
 /* Mean loss over `windows` held-out windows, spread evenly; *used says how many there were. NAN when there are none. */

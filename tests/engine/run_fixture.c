@@ -58,12 +58,14 @@ void test_run_fixture_yaml(test_run *r, const fixture *f)
                "model: {from: %s}\n"
                "data: {path: tokens.bin}\n"
                "train: {steps: %d, seq_len: %d, tokens_per_step: %d, micro_batch_tokens: %d, seed: 1}\n"
-               "optimizer: {lr: %.9g, betas: [%.9g, %.9g], eps: %.9g, weight_decay: %.9g, clip_norm: %.9g, schedule: {kind: constant}}\n"
+               "optimizer: {lr: %.9g, betas: [%.9g, %.9g], eps: %.9g, weight_decay: %.9g, clip_norm: %.9g,\n"
+               "            schedule: {kind: constant}, expert_weights: %s}\n"
                "balance: {aux_loss_coef: %.9g, z_loss_coef: %.9g, bias_update_rate: %.9g, scope: %s, per_layer: %s}\n"
                "memory: {host: 512MiB, ssd: [store/], buffered: true}\n"
                "run: {threads: 2}\n",
                from, f->steps, f->seq_len, f->windows_per_step * f->seq_len, f->windows_per_micro * f->seq_len, f->lr, f->beta1, f->beta2, f->eps,
-               f->weight_decay, f->clip_norm, f->aux_coef, f->z_coef, f->bias_update_rate, f->scope, f->per_layer ? "true" : "false");
+               f->weight_decay, f->clip_norm, f->bf16_weights ? "bf16" : "f32", f->aux_coef, f->z_coef,
+               f->bias_update_rate, f->scope, f->per_layer ? "true" : "false");
     free(from);
 }
 
@@ -142,7 +144,7 @@ uint64_t test_run_weights_hash(test_run *r)
     for (section_id s = 0; s < t->plan.sections; s++) {
         tier_lease l;
         const record rec = tier_record(t->tier, s);
-        unsigned parts = TIER_WMV;
+        unsigned parts = TIER_STATE;
         if (rec.step < t->finished && rec.grad_step != 0)
             parts = TIER_ALL;
         MUST(tier_acquire(t->tier, s, parts, 0, &l));
@@ -151,10 +153,13 @@ uint64_t test_run_weights_hash(test_run *r)
         const adamw_step *steps = step_log_after(&t->log, rec.step, &n);
         if (n > 0)
             MUST(moe_update(&t->decoder.moe, &l, rec.grad_step != 0 ? l.part[STORE_G] : NULL, steps, (int)n));
-        h = mix(mix(h, l.part[STORE_W], bytes), l.part[STORE_M], bytes); /* bf16: both moments, half the size each */
+        h = mix(h, l.part[STORE_W], l.part[STORE_R] != NULL ? bytes / 2 : bytes);
+        if (l.part[STORE_R] != NULL)
+            h = mix(h, l.part[STORE_R], bytes / 2);
+        h = mix(h, l.part[STORE_M], bytes); /* bf16: both moments, half the size each */
         if (l.part[STORE_V] != NULL)
             h = mix(h, l.part[STORE_V], bytes);
-        const tier_change c = {.dirty = n > 0 ? TIER_WMV : 0, .drop = n > 0 && (l.parts & TIER_G) ? TIER_G : 0, .step = t->finished};
+        const tier_change c = {.dirty = n > 0 ? TIER_STATE : 0, .drop = n > 0 && (l.parts & TIER_G) ? TIER_G : 0, .step = t->finished};
         tier_release(t->tier, &l, TIER_ALL, c);
     }
     return h;

@@ -269,3 +269,96 @@ Test(bitwise, moments_may_not_change_on_resume)
     cr_assert(strstr(moe_error_text(), "optimizer.moments") != NULL, "%s", moe_error_text());
     test_run_close(&r);
 }
+
+#define HALF "optimizer.expert_weights=bf16"
+
+/* The products read bf16, AdamW keeps fp32: with fp32 moments, then with bf16 ones. */
+static const char *const with_halves[][2] = {{HALF, NULL}, {HALF, BF16}};
+
+/* The sets of with_halves[i] and up to three more. */
+typedef struct sets {
+    const char *set[6];
+} sets;
+
+static sets halves_and(int i, const char *a, const char *b, const char *c)
+{
+    sets s = {{with_halves[i][0]}};
+    int n = 1;
+    const char *const more[] = {with_halves[i][1], a, b, c};
+    for (int k = 0; k < 4; k++)
+        if (more[k] != NULL)
+            s.set[n++] = more[k];
+    return s;
+}
+
+static void expect_halves(int i)
+{
+    expected = train("halves_visited", "", halves_and(i, NULL, NULL, NULL).set, true);
+    have_expected = true;
+}
+
+static void bf16_weights(int i)
+{
+    char host[64], name[64];
+    const char *spec = "optimizer.update=speculative", *micro = "train.micro_batch_tokens=16";
+    expect_halves(i);
+    same("halves_deferred", "", halves_and(i, NULL, NULL, NULL).set);
+    same("halves_one_thread", "", halves_and(i, "run.threads=1", micro, NULL).set);
+    same("halves_three_threads", "", halves_and(i, "run.threads=3", NULL, NULL).set);
+    least_memory(host, sizeof host, halves_and(i, NULL, NULL, NULL).set);
+    same("halves_least", "", halves_and(i, host, NULL, NULL).set);
+    same("halves_no_prefetch", "", halves_and(i, host, "memory.prefetch=0", "memory.policy=lru").set);
+    same("halves_pread", "", halves_and(i, host, "memory.prefetch=32", "memory.io=pread").set);
+    same("halves_groups", "", halves_and(i, micro, least_memory(host, sizeof host, halves_and(i, micro, NULL, NULL).set), NULL).set);
+    same("halves_speculative", "", halves_and(i, spec, least_memory(host, sizeof host, halves_and(i, spec, NULL, NULL).set), NULL).set);
+    for (int k = 0; moe_backend_at(k) != NULL; k++) {
+        snprintf(name, sizeof name, "run.kernels=%s", moe_backend_at(k)->name);
+        same("halves_kernels", "", halves_and(i, name, NULL, NULL).set);
+    }
+}
+
+Test(bitwise, bf16_weights) { bf16_weights(0); }
+Test(bitwise, bf16_weights_and_moments) { bf16_weights(1); }
+
+Test(bitwise, bf16_weights_resume)
+{
+    char host[64];
+    for (int i = 0; i < 2; i++) {
+        const sets plain = halves_and(i, NULL, NULL, NULL);
+        least_memory(host, sizeof host, plain.set);
+        const sets least = halves_and(i, host, NULL, NULL);
+        expect_halves(i);
+        resume_at(1, plain.set, plain.set);
+        resume_at(4, least.set, plain.set);
+        resume_at(3, plain.set, least.set);
+        resume_at(2, least.set, least.set);
+    }
+}
+
+/* The first loss is that of rounded weights: near the other, and not the same. A rounding moves a weight by at most 2^-9 of it to either
+ * side, each by itself, so the outputs of an expert move by less than 2^-8 of their size, and the loss, whose first value is about
+ * ln 61, by less than 2^-8 of it. */
+Test(bitwise, bf16_weights_are_what_is_multiplied)
+{
+    const outcome full = train("weights_f32", "", NULL, false), half = train("weights_bf16", "", (const char *[]){HALF, NULL}, false);
+    for (int s = 0; s < STEPS; s++) {
+        cr_assert(half.loss[s] != full.loss[s], "step %d: the loss is that of fp32 weights", s + 1);
+        cr_assert(fabs(half.loss[s] - full.loss[s]) <= full.loss[s] * 0x1p-8, "step %d: loss %.9g, with fp32 weights %.9g", s + 1,
+                  half.loss[s], full.loss[s]);
+    }
+}
+
+Test(bitwise, expert_weights_may_not_change_on_resume)
+{
+    test_run r;
+    step_metrics m;
+    test_run_make(&r, "weights_resume", 4096, 61);
+    test_run_small_yaml(&r, "");
+    MUST(test_run_open(&r, (const char *[]){HALF, NULL}));
+    MUST(trainer_step(&r.t, &m));
+    MUST(trainer_checkpoint(&r.t));
+    test_run_shut(&r);
+    cr_assert_eq(test_run_open(&r, NULL), MOE_E_CONFIG);
+    cr_assert(strstr(moe_error_text(), "optimizer.expert_weights") != NULL, "%s", moe_error_text());
+    test_run_close(&r);
+}

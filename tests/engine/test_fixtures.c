@@ -82,8 +82,8 @@ static void compare_tensors(test_run *r, const fixture *f, const char *group, do
                 const section_id s = spec_moe_index(&f->spec, x->layer) * f->spec.E + x->expert;
                 if (!grad || tier_record(r->t.tier, s).grad_step != 0) { /* an expert without tokens has gradient 0 */
                     tier_lease l;
-                    MUST(tier_acquire(r->t.tier, s, grad ? TIER_G : TIER_W, 0, &l));
-                    unpack(got, l.part[grad ? STORE_G : STORE_W], x);
+                    MUST(tier_acquire(r->t.tier, s, grad ? TIER_G : TIER_W | TIER_R, 0, &l));
+                    unpack(got, grad ? l.part[STORE_G] : trainer_expert_weights(&r->t, &l, false), x);
                     tier_release(r->t.tier, &l, TIER_ALL, (tier_change){0});
                 }
             }

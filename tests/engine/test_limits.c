@@ -162,7 +162,7 @@ static void on_small_disk(const char *name, double dense_parts, int status, cons
     snprintf(d.path, sizeof d.path, "%s/run", r.dir);
     store_config s = {.ndirs = 1, .sections = (int32_t)p.sections, .slots = p.store_slots, .spill_bytes = p.spill_bytes};
     for (int i = 0; i < STORE_PARTS; i++)
-        s.part_bytes[i] = p.part_bytes;
+        s.part_bytes[i] = plan_part_bytes(&p, (store_part)i);
     const uint64_t room = 64 << 10; /* names, configuration, metrics */
     d.bytes = store_disk_bytes(&s) + room + (uint64_t)(dense_parts * 0.5 * (double)p.dense_file_bytes);
     if (!test_process_fails(&r, little, mount_small_disk, &d, status, text))

@@ -28,7 +28,7 @@ int main(int argc, char **argv)
         record rec[3];
         adamw_step log[4] = {0};
         for (int s = 0; s < 3; s++)
-            rec[s] = s < step ? (record){.step = (uint64_t)step - 1, .grad_step = (uint64_t)step, .slot = 1, .sum = {1, 2, 3, 4}}
+            rec[s] = s < step ? (record){.step = (uint64_t)step - 1, .grad_step = (uint64_t)step, .slot = 1, .sum = {1, 2, 3, 4, 5}}
                               : (record){.slot = -1, .grad_slot = -1};
         for (int i = 0; i < step; i++)
             log[i] = (adamw_step){

@@ -109,7 +109,11 @@ static void watch(store *s, const store_op *op)
         compare_places(s, op, s->held[i]);
 }
 
-static size_t op_bytes(const store *s, const store_op *op) { return op->spill ? op->bytes : s->c.part_bytes; }
+static size_t op_bytes(const store *s, const store_op *op)
+{
+    const bool half = s->c.half_bytes > 0 && op->part <= STORE_R;
+    return op->spill ? op->bytes : half ? s->c.half_bytes : s->c.part_bytes;
+}
 
 /* The sum of a buffer at submission, kept where the real store keeps its own things. */
 static void remember(store *s, store_op *op)
@@ -156,18 +160,18 @@ moe_err store_sync(store *s)
 static void transfer_record(store *s, store_op *op)
 {
     unsigned char **place = &s->place[place_index(s, op->section, op->part, op->slot)];
-    const size_t padded = (s->c.part_bytes + IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN;
+    const size_t bytes = op_bytes(s, op), padded = (bytes + IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN;
     if (op->write) {
         if (*place == NULL)
             *place = malloc(padded);
         memcpy(*place, op->buf, padded);
-        op->sum = sum_of(*place, s->c.part_bytes);
+        op->sum = sum_of(*place, bytes);
     } else if (*place == NULL) {
         op->rc = MOE_E_IO;
         snprintf(op->text, sizeof op->text, "section %d part %d slot %d was never written", op->section, (int)op->part, op->slot);
     } else {
         memcpy(op->buf, *place, padded);
-        if (sum_of(op->buf, s->c.part_bytes) != op->sum) {
+        if (sum_of(op->buf, bytes) != op->sum) {
             op->rc = MOE_E_DATA;
             snprintf(op->text, sizeof op->text, "section %d part %d slot %d: checksum", op->section, (int)op->part, op->slot);
         }
@@ -182,7 +186,7 @@ static void transfer(store *s, store_op *op, bool fails)
         snprintf(op->text, sizeof op->text, "injected failure of a %s of section %d part %d", op->write ? "write" : "read",
                  op->section, (int)op->part);
         if (!op->write)
-            memset(op->buf, 0xee, op->spill ? op->bytes : s->c.part_bytes);
+            memset(op->buf, 0xee, op_bytes(s, op));
         return;
     }
     if (!op->spill)

@@ -11,7 +11,7 @@
 
 typedef struct fake_config {
     int sections, slots;
-    size_t part_bytes;
+    size_t part_bytes, half_bytes; /* of m, v, g, and of w without r / of w and r; 0: no r */
     uint64_t spill_bytes;
     int delay_us; /* at most, per operation */
     bool lax;     /* a buffer may change while it is written */

@@ -19,7 +19,7 @@
 
 enum { SECTIONS = 4 };
 
-static const size_t some_parts[STORE_PARTS] = {2 * IO_CHUNK + 12345, 4096, IO_CHUNK, 100};
+static const size_t some_parts[STORE_PARTS] = {2 * IO_CHUNK + 12345, 5000, 4096, IO_CHUNK, 100};
 
 typedef struct fixture {
     scratch dir;

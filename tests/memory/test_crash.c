@@ -12,7 +12,7 @@
 
 enum { SECTIONS = 3, STEPS = 3, DENSE_BYTES = 9000 };
 
-static const size_t part_bytes[STORE_PARTS] = {5000, 5000, 5000, 3000};
+static const size_t part_bytes[STORE_PARTS] = {2500, 2500, 5000, 5000, 3000};
 
 typedef struct shape {
     int keep, ndirs;

@@ -265,7 +265,7 @@ static int store_round_trip(io *d, const char *dir, bool buffered)
                             .dirs = dirs,
                             .ndirs = 1,
                             .sections = 1,
-                            .part_bytes = {IO_CHUNK + 1, 1, 1, 1},
+                            .part_bytes = {IO_CHUNK + 1, 1, 1, 1, 1},
                             .slots = 1,
                             .create = true,
                             .buffered = buffered};

@@ -51,7 +51,7 @@ static void round_trip(const char *backend, int ndirs, bool buffered)
     reopen(&b);
     cr_assert_eq(store_slots(b.store), 3);
     OK(move_all(&b, false, 2, third));
-    sums[0][7] ^= 1;
+    sums[0][2 * STORE_PARTS - 1] ^= 1;
     FAILS(move_all(&b, false, 0, sums[0]), MOE_E_DATA, "section 1 part g slot 0: checksum mismatch");
     real_end(&b);
 }
@@ -120,9 +120,9 @@ static void damaged(const char *backend)
     b.c.sections = 6;
     FAILS(store_open(&b.store, &b.c), MOE_E_DATA, "a store of 4 sections, expected 6");
     b.c.sections = SECTIONS;
-    b.c.part_bytes[2]++;
+    b.c.part_bytes[STORE_V]++;
     FAILS(store_open(&b.store, &b.c), MOE_E_DATA, "part v");
-    b.c.part_bytes[2]--;
+    b.c.part_bytes[STORE_V]--;
     cr_assert_eq(truncate(path, 8192), 0);
     FAILS(store_open(&b.store, &b.c), MOE_E_DATA, "slot-0.bin: 8192 bytes, expected ");
     cr_assert_eq(unlink(path), 0);

@@ -123,6 +123,47 @@ Test(tier, records_without_v)
         }
 }
 
+/* w and r of half the size under one slot, with and without v: as many slots as without r do. */
+Test(tier, records_of_halves)
+{
+    const int slots[] = {8, 9, 13, 20, 40, 60};
+    for (int round = 0; round < 2 * rounds(); round++)
+        for (size_t i = 0; i < 6; i++) {
+            const bool no_v = round % 2 != 0;
+            const sim_config c = {.layers = 3,
+                                  .experts = 5,
+                                  .host_parts = no_v ? slots[i] * 3 / 4 : slots[i],
+                                  .keep = 1 + round % 2,
+                                  .policy = policies[(i + (size_t)round) % 3],
+                                  .prefetch = (int)i * 2,
+                                  .speculate = round % 3 == 0 ? 60 : 0,
+                                  .rollback = 40,
+                                  .groups = 1 + round % 2,
+                                  .touched = 65,
+                                  .delay_us = round % 2 == 0 ? 60 : 0,
+                                  .hold = round % 3 != 0,
+                                  .no_v = no_v,
+                                  .halves = true,
+                                  .seed = 11000 + (uint64_t)round * 10 + i};
+            live(&c);
+        }
+}
+
+Test(tier, halves_without_a_store)
+{
+    const sim_config c = {.layers = 2,
+                          .experts = 4,
+                          .host_parts = 32,
+                          .policy = "schedule",
+                          .prefetch = 4,
+                          .groups = 2,
+                          .touched = 60,
+                          .no_store = true,
+                          .halves = true,
+                          .seed = 6};
+    live(&c);
+}
+
 Test(tier, without_a_store)
 {
     const sim_config c = {.layers = 2,

@@ -19,7 +19,7 @@ static int rounds(int n) { return getenv("MOE_TEST_LONG") != NULL ? 30 * n : n; 
 Test(tier_faults, failing_transfers_surface_and_nothing_hangs)
 {
     int failed = 0;
-    for (int round = 0; round < rounds(30); round++) {
+    for (int round = 0; round < rounds(48); round++) {
         const int slots[] = {8, 13, 24};
         const sim_config c = {.layers = 3,
                               .experts = 4,
@@ -30,6 +30,7 @@ Test(tier_faults, failing_transfers_surface_and_nothing_hangs)
                               .speculate = round % 3 == 0 ? 50 : 0,
                               .rollback = 50,
                               .touched = 70,
+                              .halves = round / 12 % 2 != 0,
                               .seed = 300 + (uint64_t)round};
         sim m;
         sim_open(&m, &c);
@@ -57,10 +58,10 @@ Test(tier_faults, failing_transfers_surface_and_nothing_hangs)
     cr_assert(failed > 0);
 }
 
-Test(tier_faults, a_flush_that_failed_can_be_repeated)
+static void failed_flush(bool halves)
 {
     const sim_config c = {
-        .layers = 2, .experts = 3, .host_parts = 24, .keep = 1, .policy = "schedule", .touched = 1000, .seed = 4};
+        .layers = 2, .experts = 3, .host_parts = 24, .keep = 1, .policy = "schedule", .touched = 1000, .halves = halves, .seed = 4};
     sim m;
     sim_open(&m, &c);
     OK(sim_step(&m));
@@ -75,6 +76,12 @@ Test(tier_faults, a_flush_that_failed_can_be_repeated)
     sim_close(&m);
 }
 
+Test(tier_faults, a_flush_that_failed_can_be_repeated)
+{
+    failed_flush(false);
+    failed_flush(true);
+}
+
 Test(tier_faults, when_everything_fits_there_is_no_traffic)
 {
     for (int prefetch = 0; prefetch <= 8; prefetch += 8) {
@@ -85,6 +92,7 @@ Test(tier_faults, when_everything_fits_there_is_no_traffic)
                               .policy = "schedule",
                               .prefetch = prefetch,
                               .touched = 60,
+                              .halves = prefetch > 0,
                               .seed = 8};
         sim m;
         sim_open(&m, &c);
@@ -120,7 +128,7 @@ static tier_config small(store *st, checkpoint *cp, int slots)
                          .checkpoint = cp,
                          .layers = 1,
                          .experts = 4,
-                         .part_bytes = {64, 64, 64, 64},
+                         .part_bytes = {64, 0, 64, 64, 64},
                          .host_bytes = (size_t)slots * IO_ALIGN,
                          .fill = zero_fill};
 }
@@ -143,9 +151,9 @@ Test(tier_faults, a_part_changed_while_it_is_written_stays_dirty)
     tier_lease l, other;
     fake_store_gate(st, true);
     for (section_id s = 0; s < 2; s++) {
-        OK(tier_acquire(t, s, TIER_WMV, 0, &l));
+        OK(tier_acquire(t, s, TIER_STATE, 0, &l));
         l.part[STORE_W][0] = 10.0f + (float)s;
-        tier_release(t, &l, TIER_ALL, (tier_change){.dirty = TIER_WMV, .step = 1});
+        tier_release(t, &l, TIER_ALL, (tier_change){.dirty = TIER_STATE, .step = 1});
         OK(tier_check(t));
     }
     OK(tier_acquire(t, 2, TIER_W | TIER_M, 0, &other)); /* the last two slots: now four parts are on their way */
@@ -197,11 +205,11 @@ Test(tier_faults, misuse_is_an_error)
     OK(tier_open(&t, &c));
     tier_enter(t, (tier_phase){0, false});
     tier_lease a, b, l;
-    OK(tier_acquire(t, 0, TIER_WMV | TIER_G, TIER_G, &a));
+    OK(tier_acquire(t, 0, TIER_STATE | TIER_G, TIER_G, &a));
     cr_assert_eq(tier_acquire(t, 0, TIER_W, 0, &l), MOE_E_CONFIG); /* leased for a change */
     cr_assert_eq(l.parts, 0);
     cr_assert_eq(tier_flush(t), MOE_E_CONFIG);
-    OK(tier_acquire(t, 1, TIER_WMV | TIER_G, TIER_G, &b));
+    OK(tier_acquire(t, 1, TIER_STATE | TIER_G, TIER_G, &b));
     cr_assert_eq(tier_acquire(t, 2, TIER_W, 0, &l), MOE_E_FULL); /* all eight slots are leased */
     OK(tier_check(t));
     tier_release(t, &b, TIER_ALL, (tier_change){0});
@@ -210,10 +218,10 @@ Test(tier_faults, misuse_is_an_error)
     cr_assert_eq(tier_acquire(t, 4, TIER_W, 0, &l), MOE_E_CONFIG);
     cr_assert_eq(tier_acquire(t, 1, 0, 0, &l), MOE_E_CONFIG);
     failing = 1;
-    cr_assert_eq(tier_acquire(t, 3, TIER_WMV, 0, &l), MOE_E_DATA);
+    cr_assert_eq(tier_acquire(t, 3, TIER_STATE, 0, &l), MOE_E_DATA);
     OK(tier_check(t));
     failing = 0;
-    OK(tier_acquire(t, 3, TIER_WMV, 0, &l));
+    OK(tier_acquire(t, 3, TIER_STATE, 0, &l));
     tier_release(t, &l, TIER_ALL, (tier_change){0});
     tier_release(t, &a, TIER_W | TIER_G, (tier_change){.dirty = TIER_G, .grad_step = 1});
     tier_release(t, &a, TIER_ALL, (tier_change){0});
@@ -263,7 +271,7 @@ Test(tier_faults, a_read_only_run_writes_nothing)
                      .checkpoint = m.cp,
                      .layers = 1,
                      .experts = 4,
-                     .part_bytes = {1000, 1000, 1000, 1000},
+                     .part_bytes = {1000, 0, 1000, 1000, 1000},
                      .host_bytes = 8 * IO_ALIGN,
                      .prefetch_depth = 4,
                      .read_only = true,

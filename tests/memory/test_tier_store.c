@@ -53,7 +53,7 @@ static void rig_open(rig *r, bool create, int slots)
                        .buffered = !r->direct};
     tier_config tc = {.layers = LAYERS, .experts = EXPERTS, .prefetch_depth = 4, .fill = fill};
     for (int p = 0; p < STORE_PARTS; p++)
-        sc.part_bytes[p] = tc.part_bytes[p] = p == STORE_V && r->no_v ? 0 : FLOATS * 4;
+        sc.part_bytes[p] = tc.part_bytes[p] = p == STORE_R || (p == STORE_V && r->no_v) ? 0 : FLOATS * 4;
     OK(store_open(&r->st, &sc));
     OK(checkpoint_open(&r->cp, r->io, r->checkpoint_dir, 1, r->direct, &latest, r->note));
     cr_assert_eq(latest == NULL, create);
@@ -227,8 +227,14 @@ Test(tier_store, records_without_v)
     rig_close(&r);
     const char *dirs[1] = {r.store_dir};
     OK(io_open(&r.io, "auto", r.note));
-    const store_config wrong = {.io = r.io, .dirs = dirs, .ndirs = 1, .uuid = {7}, .sections = SECTIONS, .slots = 3, .buffered = !r.direct,
-                                .part_bytes = {FLOATS * 4, FLOATS * 4, FLOATS * 4, FLOATS * 4}};
+    const store_config wrong = {.io = r.io,
+                                .dirs = dirs,
+                                .ndirs = 1,
+                                .uuid = {7},
+                                .sections = SECTIONS,
+                                .slots = 3,
+                                .buffered = !r.direct,
+                                .part_bytes = {FLOATS * 4, 0, FLOATS * 4, FLOATS * 4, FLOATS * 4}};
     cr_assert_eq(store_open(&r.st, &wrong), MOE_E_DATA);
     cr_assert(strstr(moe_error_text(), "part v has 0 bytes") != NULL, "%s", moe_error_text());
     io_close(r.io);

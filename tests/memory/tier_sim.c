@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FLOATS = 250, PART_BYTES = FLOATS * 4 };
+enum { FLOATS = 250, HALF_FLOATS = 130, PART_BYTES = FLOATS * 4, HALF_BYTES = HALF_FLOATS * 4 };
 
 uint64_t sim_random(sim *m, uint64_t n)
 {
@@ -23,18 +23,20 @@ static uint32_t pattern(section_id s, int part, uint64_t step, int variant, int 
     return (uint32_t)(h >> 32);
 }
 
-static void write_pattern(float *buf, section_id s, int part, uint64_t step, int variant)
+static int part_floats(const sim *m, int part) { return m->c.halves && part <= STORE_R ? HALF_FLOATS : FLOATS; }
+
+static void write_pattern(const sim *m, float *buf, section_id s, int part, uint64_t step, int variant)
 {
-    for (int i = 0; i < FLOATS; i++) {
-        const uint32_t v = step == 0 && part != STORE_W ? 0 : pattern(s, part, step, variant, i);
+    for (int i = 0; i < part_floats(m, part); i++) {
+        const uint32_t v = step == 0 && part > STORE_R ? 0 : pattern(s, part, step, variant, i);
         memcpy(&buf[i], &v, sizeof v);
     }
 }
 
-static void check_pattern(const float *buf, section_id s, int part, uint64_t step, int variant, const char *when)
+static void check_pattern(const sim *m, const float *buf, section_id s, int part, uint64_t step, int variant, const char *when)
 {
-    for (int i = 0; i < FLOATS; i++) {
-        const uint32_t want = step == 0 && part != STORE_W ? 0 : pattern(s, part, step, variant, i);
+    for (int i = 0; i < part_floats(m, part); i++) {
+        const uint32_t want = step == 0 && part > STORE_R ? 0 : pattern(s, part, step, variant, i);
         uint32_t got;
         memcpy(&got, &buf[i], sizeof got);
         cr_assert(got == want, "%s: section %d part %d [%d]: %08x, expected %08x (step %llu variant %d)", when, s, part, i, got,
@@ -42,11 +44,13 @@ static void check_pattern(const float *buf, section_id s, int part, uint64_t ste
     }
 }
 
+static bool has_part(const sim *m, int p) { return p == STORE_V ? !m->c.no_v : p != STORE_R || m->c.halves; }
+
 static moe_err fill(void *user, section_id s, store_part part, float *buf)
 {
     const sim *m = user;
-    cr_assert(part != STORE_V || !m->c.no_v, "a part that does not exist is filled");
-    write_pattern(buf, s, (int)part, 0, 0);
+    cr_assert(has_part(m, (int)part), "a part that does not exist is filled");
+    write_pattern(m, buf, s, (int)part, 0, 0);
     return MOE_OK;
 }
 
@@ -74,8 +78,9 @@ static void open_tier(sim *m, const record *records)
                                 .checkpoint = m->cp,
                                 .layers = c->layers,
                                 .experts = c->experts,
-                                .part_bytes = {PART_BYTES, PART_BYTES, c->no_v ? 0 : PART_BYTES, PART_BYTES},
-                                .host_bytes = (size_t)c->host_parts * IO_ALIGN,
+                                .part_bytes = {c->halves ? HALF_BYTES : PART_BYTES, c->halves ? HALF_BYTES : 0, PART_BYTES,
+                                               c->no_v ? 0 : PART_BYTES, PART_BYTES},
+                                .host_bytes = (size_t)c->host_parts * IO_ALIGN * (c->halves ? 2 : 1), /* w and r: a page each */
                                 .policy = c->policy,
                                 .lfu_threshold = 2,
                                 .lfu_decay = 0.5,
@@ -100,6 +105,7 @@ void sim_open(sim *m, const sim_config *c)
         const fake_config f = {.sections = m->sections,
                                .slots = c->keep + 1 + (c->speculate > 0),
                                .part_bytes = PART_BYTES,
+                               .half_bytes = c->halves ? HALF_BYTES : 0,
                                .delay_us = c->delay_us,
                                .seed = c->seed + 1};
         m->st = fake_store_open(&f);
@@ -129,23 +135,23 @@ static unsigned forward_parts(void *user, section_id s)
     const record r = tier_record(m->t, s);
     unsigned parts = TIER_W;
     if (r.step < m->finished)
-        parts |= TIER_M | TIER_V;
+        parts |= TIER_R | TIER_M | TIER_V;
     if (r.grad_step != 0 && r.grad_step <= m->finished)
         parts |= TIER_G;
     return parts;
 }
 
-static bool has_part(const sim *m, int p) { return p != STORE_V || !m->c.no_v; }
-
 static void check_lease(sim *m, const tier_lease *l)
 {
     const sim_section *x = &m->now[l->section];
-    cr_assert(has_part(m, STORE_V) || (l->part[STORE_V] == NULL && (l->parts & TIER_V) == 0), "a part that does not exist is leased");
+    for (int p = 0; p < STORE_PARTS; p++)
+        cr_assert(has_part(m, p) || (l->part[p] == NULL && (l->parts & (1u << p)) == 0),
+                  "part %d, which does not exist, is leased", p);
     for (int p = 0; p < STORE_G; p++)
         if (l->part[p] != NULL)
-            check_pattern(l->part[p], l->section, p, x->step, x->variant, "lease");
+            check_pattern(m, l->part[p], l->section, p, x->step, x->variant, "lease");
     if (l->part[STORE_G] != NULL && x->grad_step != 0)
-        check_pattern(l->part[STORE_G], l->section, STORE_G, x->grad_step, x->grad_count, "gradient");
+        check_pattern(m, l->part[STORE_G], l->section, STORE_G, x->grad_step, x->grad_count, "gradient");
 }
 
 /* The update to `step`, in one of the orders the engine may release in. */
@@ -156,20 +162,21 @@ static void update(sim *m, tier_lease *l, uint64_t step, int variant)
     const bool drop = (l->parts & TIER_G) != 0;
     for (int p = 0; p < STORE_G; p++)
         if (has_part(m, p))
-            write_pattern(l->part[p], s, p, step, variant);
+            write_pattern(m, l->part[p], s, p, step, variant);
     x->step = step;
     x->variant = variant;
     if (drop)
         x->grad_step = 0;
-    const tier_change change = {.dirty = TIER_M | TIER_V, .drop = TIER_G, .step = step};
+    const unsigned rest = TIER_R | TIER_M | TIER_V;
+    const tier_change change = {.dirty = rest, .drop = TIER_G, .step = step};
     if (drop && sim_random(m, 2) == 0) {
-        tier_release(m->t, l, TIER_M | TIER_V, change);
+        tier_release(m->t, l, rest, change);
         tier_release(m->t, l, TIER_G, (tier_change){.drop = TIER_G});
     } else {
-        tier_release(m->t, l, TIER_M | TIER_V | TIER_G, change);
+        tier_release(m->t, l, rest | TIER_G, change);
     }
     check(m);
-    check_pattern(l->part[STORE_W], s, STORE_W, step, variant, "after the update");
+    check_pattern(m, l->part[STORE_W], s, STORE_W, step, variant, "after the update");
     tier_release(m->t, l, TIER_ALL, (tier_change){.dirty = TIER_W, .step = step});
     check(m);
     check_record(m, s);
@@ -196,7 +203,7 @@ static void backward_section(sim *m, tier_lease *l, bool update_too)
     if (x->grad_step == 0)
         x->grad_count = 0;
     x->grad_step = m->finished + 1;
-    write_pattern(l->part[STORE_G], s, STORE_G, x->grad_step, ++x->grad_count);
+    write_pattern(m, l->part[STORE_G], s, STORE_G, x->grad_step, ++x->grad_count);
     const tier_change gradient = {.dirty = TIER_G, .grad_step = x->grad_step};
     if (!update_too) {
         if (sim_random(m, 2) == 0)
@@ -213,9 +220,9 @@ static void backward_section(sim *m, tier_lease *l, bool update_too)
         x->variant = 0;
         for (int p = 0; p < STORE_G; p++)
             if (has_part(m, p))
-                write_pattern(l->part[p], s, p, x->step, 0);
+                write_pattern(m, l->part[p], s, p, x->step, 0);
         tier_release(m->t, l, TIER_ALL,
-                     (tier_change){.dirty = at_once ? TIER_ALL : TIER_WMV, .step = x->step, .grad_step = x->grad_step});
+                     (tier_change){.dirty = at_once ? TIER_ALL : TIER_STATE, .step = x->step, .grad_step = x->grad_step});
     }
     check(m);
     check_record(m, s);
@@ -230,7 +237,7 @@ static moe_err run_layer(sim *m, int layer, bool backward, const uint8_t *touch,
     for (int e = 0; e < m->c.experts; e++)
         if (touch[e] != 0)
             wanted[n++] = layer * m->c.experts + e;
-    unsigned parts = TIER_W | TIER_G | (update_too ? TIER_M | TIER_V : 0u);
+    unsigned parts = TIER_W | TIER_G | (update_too ? TIER_R | TIER_M | TIER_V : 0u);
     tier_lease held = {0};
     moe_err rc = MOE_OK;
     while (n > 0 && rc == MOE_OK) {
@@ -372,11 +379,12 @@ static void check_places(sim *m, const record *records, const sim_section *truth
                   (unsigned long long)r->grad_step, (unsigned long long)truth[s].step, (unsigned long long)truth[s].grad_step);
         for (int p = 0; p < STORE_G && r->slot >= 0; p++)
             if (has_part(m, p))
-                check_pattern(fake_store_place(m->st, s, (store_part)p, r->slot), s, p, truth[s].step, truth[s].variant,
+                check_pattern(m, fake_store_place(m->st, s, (store_part)p, r->slot), s, p, truth[s].step, truth[s].variant,
                               "checkpoint");
-        cr_assert(has_part(m, STORE_V) || r->sum[STORE_V] == 0, "a part that does not exist has a checksum");
+        for (int p = 0; p < STORE_PARTS; p++)
+            cr_assert(has_part(m, p) || r->sum[p] == 0, "part %d, which does not exist, has a checksum", p);
         if (r->grad_step != 0)
-            check_pattern(fake_store_place(m->st, s, STORE_G, r->grad_slot), s, STORE_G, r->grad_step, truth[s].grad_count,
+            check_pattern(m, fake_store_place(m->st, s, STORE_G, r->grad_slot), s, STORE_G, r->grad_step, truth[s].grad_count,
                           "checkpoint");
     }
 }

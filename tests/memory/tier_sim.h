@@ -18,7 +18,8 @@ typedef struct sim_config {
     int groups;              /* of micro-batches, at most */
     int touched;             /* percent of the experts */
     int delay_us;
-    bool no_v; /* records without v: both moments in m */
+    bool no_v;   /* records without v: both moments in m */
+    bool halves; /* w and r of half the size, under one slot */
     bool hold; /* keep a second lease while acquiring */
     uint64_t seed;
 } sim_config;
