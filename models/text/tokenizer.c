@@ -233,6 +233,30 @@ bool tokenizer_is_special(const tokenizer *t, int32_t id)
     return false;
 }
 
+bool tokenizer_next_special(const tokenizer *t, const char *text, size_t bytes, size_t from, size_t *first, size_t *last, int32_t *id)
+{
+    bool any = false;
+    if (t->parts.bytes)
+        return false;
+    const added_set *const sets[] = {t->parts.added, t->parts.added_normalized};
+    for (int i = 0; i < 2; i++) {
+        size_t begin, end;
+        int32_t found;
+        for (size_t at = from; added_find(sets[i], text, bytes, at, true, &begin, &end, &found); at = end) {
+            if (!tokenizer_is_special(t, found))
+                continue;
+            if (!any || begin < *first) {
+                *first = begin;
+                *last = end;
+                *id = found;
+            }
+            any = true;
+            break;
+        }
+    }
+    return any;
+}
+
 static moe_err borrow_room(tokenizer *t, workroom **out)
 {
     pthread_mutex_lock(&t->lock);

@@ -29,6 +29,8 @@ typedef struct token_ids {
     size_t n, capacity;
 } token_ids;
 moe_err tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, bool specials, token_ids *out) MOE_MUST_CHECK;
+/* The first special token in text[from, bytes): its span (with the white space that belongs to it) and id; false: there is none. */
+bool tokenizer_next_special(const tokenizer *t, const char *text, size_t bytes, size_t from, size_t *first, size_t *last, int32_t *id);
 
 /* The bytes of one id (not necessarily whole characters); valid while the tokenizer lives. */
 moe_err tokenizer_piece(const tokenizer *t, int32_t id, const char **bytes, size_t *n) MOE_MUST_CHECK;
