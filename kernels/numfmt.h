@@ -40,7 +40,8 @@ static inline size_t numfmt_row_bytes(numfmt f, int64_t K)
 {
     return (size_t)(K / numfmt_about(f)->block) * (size_t)numfmt_about(f)->bytes;
 }
-/* K numbers at rest -> fp32, and back (nearest; block formats as ggml's reference quantisers). An MXFP4 scale below
+/* K numbers at rest -> fp32, and back (nearest; block formats as ggml's reference quantisers, but for
+ * the scales of Q4_K, which are our own choice). An MXFP4 scale below
  * 2^-126 is a denormal: engine threads read it as 0. */
 void numfmt_to_f32(float *out, const void *row, numfmt f, int64_t K);
 void numfmt_from_f32(void *row, const float *in, numfmt f, int64_t K);

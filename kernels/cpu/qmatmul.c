@@ -94,15 +94,15 @@ static void quantise_rows(void *ctx, int64_t begin, int64_t end, int worker)
     }
 }
 
-/* Formats with tiles for more than QFEW rows are those whose numbers need the fewest steps to unpack. */
+/* The formats that most models come in have tiles for more than QFEW rows. */
 static const struct {
     qsource source;
     int rows; /* that read it as it is stored */
 } stored[NUM_FORMATS] = {
     [NUM_Q4_0] = {FROM_Q4_0, QROWS}, [NUM_Q4_1] = {FROM_Q4_1, QROWS}, [NUM_Q8_0] = {FROM_Q8_0, QROWS},
-    [NUM_Q5_0] = {FROM_Q5_0, QFEW},  [NUM_Q5_1] = {FROM_Q5_1, QFEW},  [NUM_Q4_K] = {FROM_Q4_K, QFEW},
-    [NUM_Q5_K] = {FROM_Q5_K, QFEW},  [NUM_Q6_K] = {FROM_Q6_K, QFEW},  [NUM_IQ4_NL] = {FROM_IQ4_NL, QFEW},
-    [NUM_MXFP4] = {FROM_MXFP4, QFEW},
+    [NUM_Q5_0] = {FROM_Q5_0, QFEW},  [NUM_Q5_1] = {FROM_Q5_1, QFEW},  [NUM_Q4_K] = {FROM_Q4_K, QROWS},
+    [NUM_Q5_K] = {FROM_Q5_K, QFEW},  [NUM_Q6_K] = {FROM_Q6_K, QROWS},  [NUM_IQ4_NL] = {FROM_IQ4_NL, QFEW},
+    [NUM_MXFP4] = {FROM_MXFP4, QROWS},
 };
 
 /* What all tiles of a panel and chunk share. */

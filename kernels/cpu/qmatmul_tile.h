@@ -158,7 +158,7 @@ SIMD void qtile_run(const qtile *t, const int rows, const qsource s)
 #endif
 #define QTILE_ALL(X)                                                                                                             \
     QTILE_ROWS(X, FROM_Q4_0) QTILE_ROWS(X, FROM_Q4_1) QTILE_ROWS(X, FROM_Q8_0) QTILE_4(X, FROM_Q5_0) QTILE_4(X, FROM_Q5_1)       \
-    QTILE_4(X, FROM_Q4_K) QTILE_4(X, FROM_Q5_K) QTILE_4(X, FROM_Q6_K) QTILE_4(X, FROM_IQ4_NL) QTILE_4(X, FROM_MXFP4)             \
+    QTILE_ROWS(X, FROM_Q4_K) QTILE_4(X, FROM_Q5_K) QTILE_ROWS(X, FROM_Q6_K) QTILE_4(X, FROM_IQ4_NL) QTILE_ROWS(X, FROM_MXFP4)             \
     QTILE_ROWS(X, WIDE_NIBBLE) QTILE_ROWS(X, WIDE_NIBBLE_LEAST) QTILE_ROWS(X, WIDE_FIVE) QTILE_ROWS(X, WIDE_FIVE_LEAST)          \
     QTILE_ROWS(X, WIDE_SIX) QTILE_ROWS(X, WIDE_BYTE)
 QTILE_ALL(QTILE_DEFINE)
