@@ -1,6 +1,7 @@
 /* Owns the writing of config.json for transformers 4 and 5. Keys that one of them spells differently are written in both ways.
  * Threads: pure.
  * Rule: what transformers' class does not compute is refused, never left out. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,6 +60,13 @@ static moe_err check_exportable(const model_spec *m)
     return MOE_OK;
 }
 
+/* head_dim times it, cut to a whole number as transformers does, is what turns. */
+static double rotary_part(const model_spec *m)
+{
+    const double part = (double)m->rotary / m->hd;
+    return (int)(m->hd * part) == m->rotary ? part : nextafter(part, 1.0);
+}
+
 /* The members of rope_parameters and rope_scaling but the base. */
 static void add_scaling(text_buf *t, const char *key, const model_spec *m)
 {
@@ -79,7 +87,7 @@ static void add_rope(text_buf *t, const model_spec *m)
     add_scaling(t, "rope_parameters", m); /* transformers 5 */
     add_number(t, "rope_theta", m->rope_theta);
     if (m->rotary != m->hd)
-        add_number(t, "partial_rotary_factor", (double)m->rotary / m->hd);
+        add_number(t, "partial_rotary_factor", rotary_part(m));
     text_add(t, "}");
     add_number(t, "rope_theta", m->rope_theta); /* transformers 4 */
     if (m->rope.type == ROPE_DEFAULT) {
@@ -198,7 +206,7 @@ static void add_glm4_moe(text_buf *t, const model_spec *m)
     add_bool(t, "norm_topk_prob", m->router.normalize);
     add_int(t, "num_experts_per_tok", m->K);
     add_int(t, "num_nextn_predict_layers", 0);
-    add_number(t, "partial_rotary_factor", (double)m->rotary / m->hd);
+    add_number(t, "partial_rotary_factor", rotary_part(m));
     add_float(t, "routed_scaling_factor", m->router.scale);
     add_int(t, "topk_group", m->router.groups_used);
     add_bool(t, "use_qk_norm", m->qk_norm == QK_NORM_HEAD);

@@ -210,6 +210,9 @@ static void check_roundtrip(const char *type, const char *pairs, hf_dtype dtype,
     "vocab_size=97 hidden_size=48 num_hidden_layers=3 num_attention_heads=4 num_key_value_heads=2 num_experts=6 "                \
     "num_experts_per_tok=2 "
 
+#define DENSE                                                                                                                    \
+    "vocab_size=97 hidden_size=48 num_hidden_layers=2 num_attention_heads=4 num_key_value_heads=2 intermediate_size=20 "
+
 Test(hf, roundtrip)
 {
     check_roundtrip("qwen3_moe", SIZES "moe_intermediate_size=20 norm_topk_prob=true head_dim=10", HF_F32, HF_SHARD_BYTES);
@@ -220,6 +223,22 @@ Test(hf, roundtrip)
     check_roundtrip("qwen3_moe", SIZES "moe_intermediate_size=20 first_k_dense_replace=2", HF_BF16, HF_SHARD_BYTES);
     check_roundtrip("olmoe", SIZES "intermediate_size=20 clip_qkv=0.3", HF_F32, 20000);
     check_roundtrip("olmoe", SIZES "intermediate_size=20", HF_BF16, 1);
+    check_roundtrip("qwen3_moe", SIZES "moe_intermediate_size=20 attention_bias=true rope_type=linear rope_factor=2.5", HF_F32, HF_SHARD_BYTES);
+}
+
+Test(hf, roundtrip_of_other_families)
+{
+    check_roundtrip("mixtral", SIZES "intermediate_size=20 head_dim=10", HF_F32, 20000);
+    check_roundtrip("qwen2_moe", SIZES "moe_intermediate_size=20 shared_expert_intermediate_size=19 mlp_only_layers=[0] intermediate_size=18",
+                    HF_F32, HF_SHARD_BYTES);
+    check_roundtrip("glm4_moe", SIZES "moe_intermediate_size=11 n_shared_experts=2 head_dim=28 partial_rotary_factor=0.7142857142857143 "
+                                      "n_group=3 topk_group=2 routed_scaling_factor=2.5 attention_bias=true intermediate_size=18",
+                    HF_F32, HF_SHARD_BYTES);
+    check_roundtrip("llama", DENSE "attention_bias=true head_dim=10 rope_type=llama3 rope_factor=8 rope_high_freq_factor=3 "
+                                   "rope_original_max_position_embeddings=77",
+                    HF_F32, HF_SHARD_BYTES);
+    check_roundtrip("qwen2", DENSE "tie_word_embeddings=true", HF_BF16, HF_SHARD_BYTES);
+    check_roundtrip("qwen3", DENSE "head_dim=14", HF_F32, HF_SHARD_BYTES);
 }
 
 static void write_text(const char *name, const char *text)
