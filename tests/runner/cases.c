@@ -39,6 +39,9 @@ Test(plain, pass_every_assertion)
     cr_expect_gt(3, 2);
     cr_expect_geq(3, 3);
     cr_expect_str_eq("a", "a");
+    cr_expect_str_neq("a", "b");
+    cr_expect_str_empty("");
+    cr_expect_arr_eq("abc", "abd", 2);
     cr_expect_float_eq(0.1 + 0.2, 0.3, 1e-15);
 }
 
