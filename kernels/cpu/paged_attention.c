@@ -92,6 +92,98 @@ static void widen_values(float *to, const char *head, const kv_layout *l, numfmt
         }
 }
 
+/* Few rows (decoded tokens) read a page as it lies: what would be stored widened is used at once. rows and f are constants where these
+ * are inlined. Scores of whole tiles: columns past the last visible key hold anything and are masked later. */
+SIMD void scores_direct(const task *k, const char *head, const int rows, const numfmt f)
+{
+    const uint16_t *half = (const uint16_t *)(const void *)head, *scale = (const uint16_t *)(const void *)(head + k->layout->key_scale);
+    for (int v = 0; v < TILE_VECS; v += PRODUCT_VECS) {
+        v16 acc[PRODUCT_ROWS][PRODUCT_VECS], s[PRODUCT_VECS] = {v16_zero()}, b[PRODUCT_VECS];
+#pragma GCC unroll 6
+        for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < PRODUCT_VECS; j++)
+                acc[i][j] = v16_zero();
+        for (int d = 0; d < k->a->hd; d++) {
+            const int at = d * TILE + v * V16;
+#pragma GCC unroll 4
+            for (int j = 0; j < PRODUCT_VECS; j++) {
+                if (f == NUM_Q8_0 && d % KV_BLOCK == 0)
+                    s[j] = load_bf16(scale + d / KV_BLOCK * TILE + (v + j) * V16);
+                b[j] = f == NUM_BF16 ? load_bf16(half + at + j * V16) : v16_mul(load_i8((const int8_t *)head + at + j * V16), s[j]);
+            }
+#pragma GCC unroll 6
+            for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+                for (int j = 0; j < PRODUCT_VECS; j++)
+                    acc[i][j] = v16_fma(v16_set1(k->q[(size_t)i * k->width + (size_t)d]), b[j], acc[i][j]);
+        }
+#pragma GCC unroll 6
+        for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < PRODUCT_VECS; j++)
+                v16_store(k->p + i * TILE + (v + j) * V16, acc[i][j]);
+    }
+}
+
+/* Columns [d, d + 16 * vecs) of o. */
+SIMD void values_columns(const task *k, const char *head, int keys, size_t d, const int rows, const int vecs, const numfmt f)
+{
+    const kv_layout *l = k->layout;
+    const uint16_t *half = (const uint16_t *)(const void *)(head + l->value), *scale = (const uint16_t *)(const void *)(head + l->value_scale);
+    v16 acc[PRODUCT_ROWS][PRODUCT_VECS];
+#pragma GCC unroll 6
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < vecs; j++)
+            acc[i][j] = v16_mul(v16_load(k->o + (size_t)i * k->width + d + (size_t)(j * V16)), v16_set1(k->factor[i]));
+    for (int key = 0; key < keys; key++) {
+        const size_t at = (size_t)key * l->width + d;
+        v16 b[PRODUCT_VECS];
+#pragma GCC unroll 4
+        for (int j = 0; j < vecs; j++) {
+            const size_t column = at + (size_t)(j * V16);
+            if (f == NUM_BF16)
+                b[j] = load_bf16(half + column);
+            else
+                b[j] = v16_mul(load_i8((const int8_t *)(head + l->value) + column),
+                               v16_set1(kv_from_bf16(scale[(size_t)(key * l->blocks) + (d + (size_t)(j * V16)) / KV_BLOCK])));
+        }
+#pragma GCC unroll 6
+        for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < vecs; j++)
+                acc[i][j] = v16_fma(v16_set1(k->p[i * TILE + key]), b[j], acc[i][j]);
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < vecs; j++)
+            v16_store(k->o + (size_t)i * k->width + d + (size_t)(j * V16), acc[i][j]);
+}
+
+SIMD void values_direct(const task *k, const char *head, int keys, const int rows, const numfmt f)
+{
+    size_t d = 0;
+    for (; d + PRODUCT_VECS * V16 <= k->width; d += PRODUCT_VECS * V16)
+        values_columns(k, head, keys, d, rows, PRODUCT_VECS, f);
+    for (; d < k->width; d += V16)
+        values_columns(k, head, keys, d, rows, 1, f);
+}
+
+#define DIRECT_DEFINE(r, f)                                                                                              \
+    static void scores_##f##_##r(const task *k, const char *head) { scores_direct(k, head, r, f); }                       \
+    static void values_##f##_##r(const task *k, const char *head, int keys) { values_direct(k, head, keys, r, f); }
+#define DIRECT_EACH(X, f) X(1, f) X(2, f) X(3, f) X(4, f) X(5, f) X(6, f)
+DIRECT_EACH(DIRECT_DEFINE, NUM_BF16)
+DIRECT_EACH(DIRECT_DEFINE, NUM_Q8_0)
+#define DIRECT_SCORES(r, f) scores_##f##_##r,
+#define DIRECT_VALUES(r, f) values_##f##_##r,
+typedef void (*scores_fn)(const task *k, const char *head);
+typedef void (*values_fn)(const task *k, const char *head, int keys);
+static const scores_fn scores_table[2][PRODUCT_ROWS] = {{DIRECT_EACH(DIRECT_SCORES, NUM_BF16)}, {DIRECT_EACH(DIRECT_SCORES, NUM_Q8_0)}};
+static const values_fn values_table[2][PRODUCT_ROWS] = {{DIRECT_EACH(DIRECT_VALUES, NUM_BF16)}, {DIRECT_EACH(DIRECT_VALUES, NUM_Q8_0)}};
+
 static void task_open(task *k, float *scratch)
 {
     k->q = scratch;
@@ -133,18 +225,32 @@ static void attend_rows(const task *k, int r0, int rows, int64_t t0, const float
     }
 }
 
+/* All rows against one page as it lies. */
+static void attend_direct(const task *k, int64_t t0, const char *head, int keys)
+{
+    const bool q8 = k->a->format == NUM_Q8_0;
+    const softmax_args soft = {.p = k->p, .factor = k->factor, .m = k->m, .l = k->l, .scale = k->a->scale, .first = k->first, .heads = k->heads};
+    scores_table[q8][k->rows - 1](k, head);
+    softmax_tile(&soft, k->rows, t0, TILE);
+    values_table[q8][k->rows - 1](k, head, keys);
+}
+
 static void attend_page(const task *k, int64_t t0)
 {
     const paged_attention_args *a = k->a;
     const char *head = (const char *)k->pages[t0 / TILE] + k->kv * k->layout->head;
     const float *kt = (const float *)(const void *)head, *value = (const float *)(const void *)(head + k->layout->value);
     const int most = visible(k->first + (k->rows - 1) / k->heads, t0, TILE);
+    const int from = t0 > k->first ? (int)(t0 - k->first) * k->heads : 0; /* earlier rows see nothing of this page */
+    if (a->format != NUM_F32 && from == 0 && k->rows <= PRODUCT_ROWS) {
+        attend_direct(k, t0, head, most);
+        return;
+    }
     if (a->format != NUM_F32) {
         widen_keys(k->kt, head, k->layout, a->format, a->hd, (most + V16 - 1) / V16);
         widen_values(k->wide, head, k->layout, a->format, most);
         kt = k->kt, value = k->wide;
     }
-    const int from = t0 > k->first ? (int)(t0 - k->first) * k->heads : 0; /* earlier rows see nothing of this page */
     for (int r = from; r < k->rows; r += SOFTMAX_ROWS)
         attend_rows(k, r, k->rows - r < SOFTMAX_ROWS ? k->rows - r : SOFTMAX_ROWS, t0, kt, value);
 }
