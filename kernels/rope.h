@@ -28,5 +28,7 @@ typedef moe_err (*rope_fn)(const rope_args *a, moe_stream *s);
 
 /* table: [2, S, rotary/2] floats, of positions 0 .. S-1; inv_freq: [rotary/2], which may be the last row of the table. */
 void rope_table(float *table, int S, int rotary, const float *inv_freq);
+/* Its row of one position: [rotary/2] each. */
+void rope_row(float *cosine, float *sine, int64_t position, int rotary, const float *inv_freq);
 
 #endif

@@ -35,16 +35,19 @@ moe_err rope_ref(const rope_args *a, moe_stream *s)
     return MOE_OK;
 }
 
+void rope_row(float *cosine, float *sine, int64_t position, int rotary, const float *inv_freq)
+{
+    for (int i = 0; i < rotary / 2; i++) {
+        const float angle = (float)position * inv_freq[i]; /* read before sine[i], which may be inv_freq[i], is written */
+        cosine[i] = (float)moe_cos((double)angle);
+        sine[i] = (float)moe_sin((double)angle);
+    }
+}
+
 void rope_table(float *table, int S, int rotary, const float *inv_freq)
 {
-    const int half = rotary / 2;
-    float *cosine = table, *sine = table + (size_t)S * (size_t)half;
-    for (int i = 0; i < half; i++) {
-        const float frequency = inv_freq[i];
-        for (int t = 0; t < S; t++) {
-            const float angle = (float)t * frequency;
-            cosine[(size_t)t * (size_t)half + (size_t)i] = (float)moe_cos((double)angle);
-            sine[(size_t)t * (size_t)half + (size_t)i] = (float)moe_sin((double)angle);
-        }
-    }
+    const size_t half = (size_t)rotary / 2;
+    float *cosine = table, *sine = table + (size_t)S * half;
+    for (size_t t = 0; t < (size_t)S; t++)
+        rope_row(cosine + t * half, sine + t * half, (int64_t)t, rotary, inv_freq);
 }
