@@ -203,6 +203,14 @@ static void free_slot_of(expert_cache *c, flight *f)
     c->free_slot[c->nfree++] = f->slot;
 }
 
+static moe_err lay_out(const expert_cache *c, const flight *f)
+{
+    void *slot = slot_at(c, f->slot);
+    if (c->c.land != NULL)
+        return c->c.land(c->c.user, f->id, f->raw, slot);
+    return c->c.check != NULL ? c->c.check(c->c.user, f->id, slot) : MOE_OK;
+}
+
 /* All pieces are back: the slot is filled, or the failure is kept for who wants the expert. A read ahead that failed is forgotten. */
 static void settle(expert_cache *c, flight *f)
 {
@@ -213,8 +221,8 @@ static void settle(expert_cache *c, flight *f)
         return;
     }
     moe_err rc = f->rc;
-    if (rc == MOE_OK && c->c.land != NULL) {
-        rc = c->c.land(c->c.user, id, f->raw, slot_at(c, f->slot));
+    if (rc == MOE_OK) {
+        rc = lay_out(c, f);
         if (rc != MOE_OK)
             moe_error_take(f->text, sizeof f->text);
     }
