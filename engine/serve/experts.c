@@ -10,6 +10,8 @@
 
 #include "engine/serve/serve_private.h"
 
+enum { RING_SHARE = 8 }; /* 7 of 8 experts of the layer: nearly the whole */
+
 static moe_err route(serve *s, const serve_layer *l, int64_t T)
 {
     const serve_scratch *w = &s->w;
@@ -47,10 +49,10 @@ static moe_err dispatch(serve *s, int64_t T, int *chosen)
     return MOE_OK;
 }
 
-/* Experts leased together, and their rows. `done`: rows of earlier batches. */
+/* Experts leased together, and their rows. done: rows of earlier batches; lost: of experts that could not be read. */
 typedef struct batch {
     int n;
-    int64_t rows, done;
+    int64_t rows, done, lost;
 } batch;
 
 static int expert_of(const serve *s, expert_id id) { return (int)(id % (expert_id)s->spec->E); }
@@ -83,6 +85,7 @@ static moe_err batch_products(serve *s, const serve_layer *l, const batch *b)
         .M = 2, .x = w->xg, .ldx = D, .offset = w->batch_offset, .G = b->n, .K = m->D,
     };
     TRY(s->c.be->qmatmul(&first, s->c.stream));
+    expert_cache_poll(s->cache); /* the disk shall not wait for a long product */
     const swiglu_args mid = {.h = w->h, .a = w->a, .rows = b->rows, .F = m->F, .Fp = s->Fp};
     TRY(s->c.be->swiglu_forward(&mid, s->c.stream));
     const qmatmul_args second = {
@@ -97,11 +100,11 @@ static moe_err batch_run(serve *s, const serve_layer *l, batch *b)
     moe_err rc = b->rows > 0 ? batch_products(s, l, b) : MOE_OK;
     for (int i = 0; i < b->n; i++)
         expert_cache_release(s->cache, &s->w.lease[i]);
-    *b = (batch){.done = b->done + b->rows};
+    *b = (batch){.done = b->done + b->rows, .lost = b->lost};
     return rc;
 }
 
-/* The spans whose tokens chose expert e end with the error of this thread; its rows count as zeros. */
+/* The spans whose tokens chose expert e end with the error of this thread. Its rows are zeros, from the other end of the array. */
 static void batch_lost(serve *s, batch *b, int e, moe_err why, serve_span *span)
 {
     const serve_scratch *w = &s->w;
@@ -113,45 +116,31 @@ static void batch_lost(serve *s, batch *b, int e, moe_err why, serve_span *span)
             moe_error_take(span[i].text, sizeof span[i].text);
         }
         w->dead[i] = true;
-        w->row_of[w->row_slot[r]] = (int32_t)b->done;
-        memset(w->rows + (size_t)b->done++ * D, 0, D * sizeof *w->rows);
+        const int32_t row = w->offset[s->spec->E] - 1 - (int32_t)b->lost++;
+        w->row_of[w->row_slot[r]] = row;
+        memset(w->rows + (size_t)row * D, 0, D * sizeof *w->rows);
     }
 }
 
-static void forget_wanted(expert_id *wanted, int *n, int which)
-{
-    memmove(wanted + which, wanted + which + 1, (size_t)(*n - which - 1) * sizeof *wanted);
-    (*n)--;
-}
-
-static bool is_read_error(moe_err rc) { return rc == MOE_E_IO || rc == MOE_E_DATA; }
-
-/* One more lease for the batch. *more false: run what is there first. After a read error the experts are asked for one by one, to learn
- * which of them is lost. */
-static moe_err next_expert(serve *s, batch *b, int *n, bool *one_by_one, serve_span *span, expert_lease *lease, bool *more)
+/* One more lease for the batch. *more false: run what is there first. */
+static moe_err next_expert(serve *s, batch *b, int *n, serve_span *span, expert_lease *lease, bool *more)
 {
     expert_id *wanted = s->w.wanted_id;
     int which = -1;
-    *lease = (expert_lease){0};
     *more = false;
-    if (b->n > 0 && *one_by_one)
-        return MOE_OK;
-    const moe_err rc = expert_cache_acquire_any(s->cache, wanted, *one_by_one ? 1 : *n, b->n == 0, &which, lease);
+    const moe_err rc = expert_cache_acquire_any(s->cache, wanted, *n, b->n == 0, &which, lease);
     if (rc == MOE_E_FULL && b->n > 0)
         return MOE_OK;
-    if (is_read_error(rc)) {
-        if (*one_by_one) {
-            batch_lost(s, b, expert_of(s, wanted[0]), rc, span);
-            forget_wanted(wanted, n, 0);
-        }
-        *one_by_one = true;
-        return MOE_OK;
+    const bool lost = (rc == MOE_E_IO || rc == MOE_E_DATA) && which >= 0;
+    if (lost)
+        batch_lost(s, b, expert_of(s, wanted[which]), rc, span);
+    else
+        TRY(rc);
+    if (which >= 0) {
+        memmove(wanted + which, wanted + which + 1, (size_t)(*n - which - 1) * sizeof *wanted);
+        (*n)--;
     }
-    TRY(rc);
-    if (which < 0)
-        return MOE_OK;
-    forget_wanted(wanted, n, which);
-    *more = true;
+    *more = which >= 0 && !lost;
     return MOE_OK;
 }
 
@@ -159,15 +148,12 @@ static moe_err run_union(serve *s, const serve_layer *l, int n, serve_span *span
 {
     const serve_scratch *w = &s->w;
     batch b = {0};
-    bool one_by_one = false;
     moe_err rc = MOE_OK;
-    for (int i = 0; i < n; i++)
-        w->wanted_id[i] = (expert_id)l->moe * (expert_id)s->spec->E + (expert_id)w->union_of[i];
     while ((n > 0 || b.n > 0) && rc == MOE_OK) {
         expert_lease lease = {0};
         bool more = false;
         if (n > 0)
-            rc = next_expert(s, &b, &n, &one_by_one, span, &lease, &more);
+            rc = next_expert(s, &b, &n, span, &lease, &more);
         const int e = more ? expert_of(s, lease.id) : 0;
         const bool full = more && b.rows + w->offset[e + 1] - w->offset[e] > s->expert_rows;
         if (rc == MOE_OK && b.n > 0 && (!more || full))
@@ -180,24 +166,28 @@ static moe_err run_union(serve *s, const serve_layer *l, int n, serve_span *span
     return rc;
 }
 
-static bool all_dead(const serve *s, int spans)
+/* When the union is nearly the whole layer, so will the next ones be: they follow in layer order, and their reads run ahead. */
+static void read_ahead(serve *s, const serve_layer *l, int chosen)
 {
-    for (int i = 0; i < spans; i++)
-        if (!s->w.dead[i])
-            return false;
-    return true;
+    const int E = s->spec->E, layers = spec_moe_layers(s->spec);
+    if (chosen * RING_SHARE < E * (RING_SHARE - 1) || l->moe + 1 == layers)
+        return;
+    for (int e = 0; e < E; e++)
+        s->w.union_of[e] = e;
+    expert_cache_ahead(s->cache, l->moe + 1, s->w.union_of, E);
 }
 
-moe_err serve_experts(serve *s, const serve_layer *l, serve_span *span, int spans, int64_t T)
+moe_err serve_experts(serve *s, const serve_layer *l, serve_span *span, int64_t T)
 {
     const serve_scratch *w = &s->w;
     int n = 0;
-    if (all_dead(s, spans))
-        return MOE_OK;
     TRY(route(s, l, T));
     follow_the_living(s, T);
     TRY(dispatch(s, T, &n));
     TRY(expert_cache_choose(s->cache, l->moe, w->union_of, n));
+    for (int i = 0; i < n; i++)
+        w->wanted_id[i] = (expert_id)l->moe * (expert_id)s->spec->E + (expert_id)w->union_of[i];
+    read_ahead(s, l, n);
     TRY(serve_dense_ffn(s, l, T)); /* the shared expert, while the disk works */
     w->batch_offset[0] = 0;
     TRY(run_union(s, l, n, span));

@@ -2,13 +2,16 @@
  * Owns the table of places. land runs on the compute thread, shared out.
  * Rule: the three matrices of a layer have the same formats in all its experts (they are multiplied together). */
 #include <stdlib.h>
+#include <xxh_x86dispatch.h>
 
 #include "engine/serve/serve_private.h"
 
 /* Packed: one record, panels as they are in memory. In place: three matrices. */
 struct expert_place {
     expert_range range[EXPERT_RANGES];
-    size_t row_bytes[EXPERT_RANGES]; /* 0: a record of panels */
+    size_t row_bytes[EXPERT_RANGES]; /* 0: a record of panels   */
+    size_t used;                     /* of a record: its panels */
+    uint64_t sum;
 };
 
 static moe_err check_formats(const serve_layer *l, const tensor_info *t, int i, numfmt found)
@@ -39,7 +42,7 @@ static moe_err place_expert(serve *s, int layer, int expert, struct expert_place
         p->row_bytes[i] = e.row_bytes;
     }
     if (packed) {
-        *p = (struct expert_place){.range = {{record.file, record.offset, record.bytes}}};
+        *p = (struct expert_place){.range = {{record.file, record.offset, record.bytes}}, .used = record.used, .sum = record.sum};
         at = record.bytes;
     }
     s->slot_bytes = at > s->slot_bytes ? at : s->slot_bytes;
@@ -87,12 +90,20 @@ static moe_err land(void *user, expert_id id, const void *const raw[EXPERT_RANGE
     return MOE_OK;
 }
 
+static moe_err check_record(void *user, expert_id id, const void *slot)
+{
+    const struct expert_place *p = &((const serve *)user)->place[id];
+    if (XXH3_64bits(slot, p->used) == p->sum)
+        return MOE_OK;
+    return moe_fail(MOE_E_DATA, "the record is damaged: its checksum is not that of the manifest; pack the model again");
+}
+
 expert_cache_config serve_cache_config(serve *s, uint64_t host_bytes)
 {
-    enum { DEPTH = 16 };
+    const bool packed = s->place != NULL && s->place[0].row_bytes[0] == 0;
     return (expert_cache_config){
         .io = s->c.io, .files = s->path, .nfiles = model_files(s->c.model), .layers = spec_moe_layers(s->spec), .experts = s->spec->E,
-        .slot_bytes = s->slot_bytes, .host_bytes = host_bytes, .depth = DEPTH, .policy = s->c.policy, .ranges = find_ranges,
-        .land = s->place != NULL && s->place[0].row_bytes[0] == 0 ? NULL : land, .user = s,
+        .slot_bytes = s->slot_bytes, .host_bytes = host_bytes, .policy = s->c.policy, .ranges = find_ranges,
+        .land = packed ? NULL : land, .check = packed ? check_record : NULL, .user = s,
     };
 }

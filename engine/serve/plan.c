@@ -9,7 +9,7 @@
 enum {
     OVERHEAD_BASE = 16 << 20,    /* bytes: what libraries, rings and libc still take after the engine is open */
     OVERHEAD_THREAD = 256 << 10, /* bytes of stack and arenas a thread really touches */
-    ROWS_LEAST = 1024,           /* rows of a batch of experts: enough to keep a product busy */
+    ROWS_LEAST = 512,            /* rows of a batch of experts: enough for a product, little enough for the disk */
 };
 
 static int widest_ffn(const model_spec *m)

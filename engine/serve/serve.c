@@ -32,6 +32,30 @@ static moe_err list_files(serve *s)
     return MOE_OK;
 }
 
+/* Another model, or the same in other files, has other experts. */
+static uint64_t fingerprint(const serve *s)
+{
+    const model_spec *m = s->spec;
+    const uint64_t sizes[] = {(uint64_t)m->D, (uint64_t)m->L, (uint64_t)m->F, (uint64_t)m->E, (uint64_t)m->K, (uint64_t)m->V};
+    uint64_t h = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        h = (h ^ sizes[i]) * 0x100000001b3u;
+    for (int f = 0; f < model_files(s->c.model); f++)
+        h = (h ^ model_file_bytes(s->c.model, f)) * 0x100000001b3u;
+    return h;
+}
+
+static moe_err open_cache(serve *s, uint64_t bytes)
+{
+    if (spec_moe_layers(s->spec) == 0)
+        return MOE_OK;
+    const expert_cache_config cache = serve_cache_config(s, bytes);
+    TRY(expert_cache_open(&s->cache, &cache));
+    if (s->c.hot != NULL)
+        (void)expert_cache_load_hot(s->cache, s->c.hot, fingerprint(s)); /* only speed */
+    return MOE_OK;
+}
+
 moe_err serve_open(serve **out, const serve_config *c)
 {
     const double t0 = moe_seconds();
@@ -54,10 +78,8 @@ moe_err serve_open(serve **out, const serve_config *c)
     TRY_GOTO(budget_alloc(&s->scratch_memory, s->scratch_bytes, "working buffers"), rc, fail);
     serve_scratch_layout(s, s->scratch_memory);
     spec_rope_frequencies(s->spec, s->inv_freq);
-    if (spec_moe_layers(s->spec) > 0) {
-        const expert_cache_config cache = serve_cache_config(s, experts);
-        TRY_GOTO(expert_cache_open(&s->cache, &cache), rc, fail);
-    }
+    TRY_GOTO(open_cache(s, experts), rc, fail);
+    s->open = true;
     s->open_seconds = moe_seconds() - t0;
     *out = s;
     return MOE_OK;
@@ -66,10 +88,23 @@ fail:
     return rc;
 }
 
+/* Only speed: when it fails, the error that the caller may be carrying stays. */
+static void save_hot(const serve *s)
+{
+    char text[MOE_ERROR_TEXT];
+    if (!s->open || s->cache == NULL || s->c.hot == NULL)
+        return;
+    moe_error_take(text, sizeof text);
+    const moe_err rc = expert_cache_save_hot(s->cache, s->c.hot, fingerprint(s));
+    if (rc != MOE_OK)
+        moe_error_set(rc, text);
+}
+
 void serve_close(serve *s)
 {
     if (s == NULL)
         return;
+    save_hot(s);
     expert_cache_close(s->cache);
     budget_free(s->scratch_memory);
     kv_pool_close(&s->kv);

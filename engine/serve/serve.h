@@ -20,6 +20,7 @@ typedef struct serve_config {
     int64_t max_context;   /* tokens of one sequence                                          */
     int chunk;             /* tokens of a step at most                                        */
     const char *policy;
+    const char *hot;       /* file with the experts that were resident last time: read on opening, written on closing; NULL: none */
 } serve_config;
 
 typedef struct serve serve;

@@ -110,6 +110,7 @@ struct serve {
     expert_cache *cache;       /* NULL: no experts                             */
     const char **path;         /* [files]                                      */
     uint64_t dense_bytes, least_bytes; /* by the plan                         */
+    bool open;                 /* serve_open is through                        */
     uint64_t tokens;
     double open_seconds, step_seconds;
 };
@@ -134,6 +135,7 @@ typedef struct load_part {
     model_extent at;
     tensor_info info;
     void *to;
+    bool damaged;
 } load_part;
 moe_err serve_load(serve *s, const load_part *part, int64_t n) MOE_MUST_CHECK;
 
@@ -153,8 +155,9 @@ moe_err kv_check_pool(const kv_pool *p) MOE_MUST_CHECK;
 /* experts.c */
 moe_err serve_experts_place(serve *s) MOE_MUST_CHECK;
 expert_cache_config serve_cache_config(serve *s, uint64_t host_bytes);
-/* x += the shared expert and the experts of one layer, chosen for xn. Tokens whose expert could not be read: their spans are dead, rc and text say why. */
-moe_err serve_experts(serve *s, const serve_layer *l, serve_span *span, int spans, int64_t T) MOE_MUST_CHECK;
+/* x += the shared expert and the experts of one layer, chosen for xn. Tokens whose expert could not be read: their spans are dead, rc and
+ * text say why. At least one span is not dead before. */
+moe_err serve_experts(serve *s, const serve_layer *l, serve_span *span, int64_t T) MOE_MUST_CHECK;
 
 /* layers.c */
 moe_err serve_product(serve *s, const weight *const *w, float *const *y, const size_t *ldy, int n, const float *x, size_t ldx, int64_t rows,

@@ -1,8 +1,12 @@
 #include "engine/serve/session.h"
 
+#include <errno.h>
+#include <limits.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "memory/budget.h"
 
@@ -23,6 +27,31 @@ static moe_err find_kv(numfmt *out, const char *name)
     return moe_fail(MOE_E_USAGE, "KV cache: expected f32, bf16 or q8_0, got \"%s\"", name);
 }
 
+/* $XDG_CACHE_HOME/moe-serve/NAME.hot, NAME a hash of where the model is. "" where there is no such folder and none can be made. */
+static void find_hot(char *out, size_t size, const char *model_path)
+{
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    char dir[400], path[PATH_MAX];
+    uint64_t h = 0xcbf29ce484222325u;
+    out[0] = '\0';
+    int n = -1;
+    if (cache != NULL && cache[0] == '/')
+        n = snprintf(dir, sizeof dir, "%s/moe-serve", cache);
+    else if (home != NULL && home[0] == '/')
+        n = snprintf(dir, sizeof dir, "%s/.cache/moe-serve", home);
+    if (n < 0 || (size_t)n >= sizeof dir || realpath(model_path, path) == NULL)
+        return;
+    char *last = strrchr(dir, '/');
+    *last = '\0';
+    (void)mkdir(dir, 0700);
+    *last = '/';
+    if (mkdir(dir, 0700) != 0 && errno != EEXIST)
+        return;
+    for (const char *p = path; *p != '\0'; p++)
+        h = (h ^ (unsigned char)*p) * 0x100000001b3u;
+    snprintf(out, size, "%s/%016llx.hot", dir, (unsigned long long)h);
+}
+
 moe_err session_open(session *s, const session_options *o)
 {
     moe_err rc;
@@ -39,6 +68,8 @@ moe_err session_open(session *s, const session_options *o)
         .host_bytes = o->host_bytes > 0 ? o->host_bytes : budget_detect_host(s->limit_source), .max_sequences = o->sequences,
         .max_context = o->context, .chunk = o->chunk,
     };
+    if (o->hot)
+        find_hot(s->hot, sizeof s->hot, o->path);
     return MOE_OK;
 fail:
     session_close(s);
@@ -48,6 +79,7 @@ fail:
 moe_err session_start(session *s)
 {
     s->config.stream = &s->stream; /* the structure may have been moved since */
+    s->config.hot = s->hot[0] != '\0' ? s->hot : NULL;
     return serve_open(&s->serve, &s->config);
 }
 

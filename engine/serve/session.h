@@ -15,6 +15,7 @@ typedef struct session_options {
     const char *kv;      /* f32, bf16, q8_0; NULL: bf16                   */
     int sequences, chunk;
     int64_t context;     /* tokens of one sequence                        */
+    bool hot;            /* remember the resident experts in the user's cache folder */
 } session_options;
 
 typedef struct session {
@@ -22,6 +23,7 @@ typedef struct session {
     io *io;
     char io_note[256]; /* "" or why io_uring is not used */
     char limit_source[64];
+    char hot[512];     /* path, "": none */
     moe_pool *pool;
     moe_stream stream;
     serve_config config;

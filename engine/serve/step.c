@@ -1,13 +1,11 @@
 /* One step: tokens of several sequences through all layers, and the logits that were asked for. Everything is checked before anything
  * changes; a sequence grows only when the step is done.
  * Owns nothing; works in the scratch of the engine. */
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "engine/base/clock.h"
 #include "engine/serve/serve_private.h"
-#include "kernels/math.h"
 
 static moe_err check_span(const serve *s, const serve_span *span, int i)
 {
@@ -44,19 +42,15 @@ static moe_err check_spans(const serve *s, const serve_span *span, int n, int64_
     return MOE_OK;
 }
 
-/* cos and sin of every token's position, as kernels/rope.h makes them. */
 static void rope_rows(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const serve *s = ctx;
-    const size_t half = (size_t)s->spec->rotary / 2;
+    const int rotary = s->spec->rotary;
+    const size_t half = (size_t)rotary / 2;
     float *cosine = s->w.rope, *sine = s->w.rope + half * (size_t)s->w.T;
     (void)worker;
     for (size_t t = (size_t)begin; t < (size_t)end; t++)
-        for (size_t i = 0; i < half; i++) {
-            const float angle = (float)s->w.pos[t] * s->inv_freq[i];
-            cosine[t * half + i] = (float)moe_cos((double)angle);
-            sine[t * half + i] = (float)moe_sin((double)angle);
-        }
+        rope_row(cosine + t * half, sine + t * half, s->w.pos[t], rotary, s->inv_freq);
 }
 
 static void embed_rows(void *ctx, int64_t begin, int64_t end, int worker)
@@ -112,6 +106,14 @@ static moe_err head(serve *s, int wanted, float *logits)
     return serve_one_product(s, &s->dense.head, logits, (size_t)s->spec->V, w->xn, (size_t)D, wanted, false);
 }
 
+static bool all_dead(const serve *s, int spans)
+{
+    for (int i = 0; i < spans; i++)
+        if (!s->w.dead[i])
+            return false;
+    return true;
+}
+
 static moe_err run(serve *s, serve_span *span, int n, int64_t T, float *logits)
 {
     int wanted;
@@ -120,7 +122,9 @@ static moe_err run(serve *s, serve_span *span, int n, int64_t T, float *logits)
         const serve_layer *l = &s->dense.layer[layer];
         TRY(serve_attention(s, layer, T));
         TRY(serve_norm(s, s->w.xn, s->w.x, l->ffn_norm, T));
-        TRY(l->moe >= 0 ? serve_experts(s, l, span, n, T) : serve_dense_ffn(s, l, T));
+        TRY(l->moe >= 0 ? serve_experts(s, l, span, T) : serve_dense_ffn(s, l, T));
+        if (all_dead(s, n))
+            return MOE_OK;
     }
     return head(s, wanted, logits);
 }

@@ -3,6 +3,8 @@
  * Rule: the same lines measure (no block) and point. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <xxh_x86dispatch.h>
 
 #include "engine/base/carve.h"
 #include "engine/serve/serve_private.h"
@@ -91,7 +93,7 @@ static moe_err lay_out(const serve *s, serve_dense *d, const tensor_info *table,
         if (base == NULL)
             continue;
         TRY(point(d, s->spec, &table[i], &e, at));
-        part[(*parts)++] = (load_part){e, table[i], at};
+        part[(*parts)++] = (load_part){.at = e, .info = table[i], .to = at};
     }
     *bytes = c.used;
     return MOE_OK;
@@ -120,6 +122,25 @@ moe_err serve_weights_measure(const serve *s, uint64_t *bytes)
     return rc;
 }
 
+static void sum_parts(void *ctx, int64_t begin, int64_t end, int worker)
+{
+    load_part *part = ctx;
+    (void)worker;
+    for (int64_t i = begin; i < end; i++)
+        part[i].damaged = part[i].at.summed && XXH3_64bits(part[i].to, part[i].at.bytes) != part[i].at.sum;
+}
+
+/* Packed folders say what the bytes sum up to; they lie in memory as they lie in the file. */
+static moe_err check_sums(serve *s, load_part *part, int64_t n)
+{
+    moe_pool_for(s->c.stream->pool, n, 1, sum_parts, part);
+    for (int64_t i = 0; i < n; i++)
+        if (part[i].damaged)
+            return moe_fail(MOE_E_DATA, "%s: %s is damaged: its checksum is not that of the manifest; pack the model again",
+                            model_path(s->c.model, part[i].at.file), part[i].info.name);
+    return MOE_OK;
+}
+
 static moe_err load(serve *s, const tensor_info *table, int64_t n)
 {
     serve_dense *d = &s->dense;
@@ -136,6 +157,8 @@ static moe_err load(serve *s, const tensor_info *table, int64_t n)
     d->bytes = used;
     TRY_GOTO(lay_out(s, d, table, n, d->memory, part, &parts, &used), rc, done);
     TRY_GOTO(serve_load(s, part, parts), rc, done);
+    TRY_GOTO(check_sums(s, part, parts), rc, done);
+    (void)mlock(d->memory, used); /* where it is allowed: every token needs all of it */
 done:
     free(part);
     return rc;
