@@ -191,3 +191,40 @@ moe_err command_pack(const char *path, const char *dir, const packed_options *o,
     TRY(rc);
     return describe(dir, out);
 }
+
+/* What the tokenizer is made of goes with the model, so that the folder is complete. */
+static moe_err copy_tokenizer(const model *m, const char *dir)
+{
+    tokenizer *tok;
+    if (model_tokenizer(m) == NULL)
+        return MOE_OK;
+    TRY(tokenizer_open(&tok, model_tokenizer(m)));
+    const moe_err rc = tokenizer_save(tok, dir);
+    tokenizer_close(tok);
+    return rc;
+}
+
+moe_err command_upcycle(const char *path, const char *dir, const upcycle_options *o, FILE *out)
+{
+    progress p = {-1};
+    upcycle_options options = *o;
+    moe_stream stream = {0};
+    model *m = NULL;
+    moe_err rc;
+    if (cli_is_terminal(STDERR_FILENO)) {
+        options.progress = show_progress;
+        options.user = &p;
+    }
+    options.stream = &stream;
+    TRY_GOTO(moe_backend_find(&options.be, NULL), rc, done);
+    TRY_GOTO(moe_pool_open(&stream.pool, (int)sysconf(_SC_NPROCESSORS_ONLN), KERNEL_SCRATCH_BYTES), rc, done);
+    TRY_GOTO(model_open(&m, path), rc, done);
+    TRY_GOTO(upcycle_write(m, dir, &options), rc, done);
+    TRY_GOTO(copy_tokenizer(m, dir), rc, done);
+    fprintf(out, "%s: every feed-forward of %s became %d experts, %d of them for a token\n", dir, path, o->experts, o->top_k);
+    rc = MOE_OK;
+done:
+    model_close(m);
+    moe_pool_close(stream.pool);
+    return rc;
+}

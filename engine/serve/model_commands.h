@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "models/formats/packed.h"
+#include "models/upcycle.h"
 
 /* host_bytes 0: what the system allows. */
 moe_err command_inspect(const char *path, uint64_t host_bytes, bool json, FILE *out) MOE_MUST_CHECK;
@@ -16,5 +17,7 @@ moe_err command_tokenize(const char *path, const char *text, bool specials, bool
 moe_err command_detokenize(const char *path, const char *ids, bool json, FILE *out) MOE_MUST_CHECK;
 /* A packed folder of the model, converted where the options say so. */
 moe_err command_pack(const char *path, const char *dir, const packed_options *o, FILE *out) MOE_MUST_CHECK;
+/* experts, top_k, noise, seed and dtype of o; the rest is filled in. */
+moe_err command_upcycle(const char *path, const char *dir, const upcycle_options *o, FILE *out) MOE_MUST_CHECK;
 
 #endif

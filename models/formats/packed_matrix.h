@@ -1,5 +1,5 @@
 /* One tensor of an open model -> the form it has in a packed folder (formats/packed.h): rows in order, converted where the format differs,
- * matrices as panels. Private to models/formats. Owns its scratch; one thread. */
+ * matrices as panels. Private to models/. Owns its scratch; one thread. */
 #ifndef MOE_MODELS_FORMATS_PACKED_MATRIX_H
 #define MOE_MODELS_FORMATS_PACKED_MATRIX_H
 
