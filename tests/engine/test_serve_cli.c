@@ -1,5 +1,7 @@
-/* moe-serve as a user starts it: what goes to stdout, what to stderr, and the exit status. */
+/* moe-serve as a user starts it: what goes to stdout, what to stderr, and the exit status; texts from small models at rest. */
 #include <criterion/criterion.h>
+#include <jansson.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,7 +9,7 @@
 #include <unistd.h>
 
 typedef struct outcome {
-    char out[1 << 14];
+    char out[1 << 17];
     int status;
 } outcome;
 
@@ -15,7 +17,9 @@ typedef struct outcome {
 static void run(outcome *o, const char *words, bool both)
 {
     char command[4096];
-    snprintf(command, sizeof command, "%s %s 2>%s", MOE_SERVE_PROGRAM, words, both ? "&1" : "/dev/null");
+    const char *pipe = strchr(words, '|'); /* what comes before it feeds stdin */
+    snprintf(command, sizeof command, "%.*s %s %s 2>%s", pipe ? (int)(pipe + 1 - words) : 0, words, MOE_SERVE_PROGRAM, pipe ? pipe + 1 : words,
+             both ? "&1" : "/dev/null");
     FILE *f = popen(command, "r");
     cr_assert_not_null(f);
     o->out[fread(o->out, 1, sizeof o->out - 1, f)] = '\0';
@@ -62,4 +66,133 @@ Test(serve_cli, replay_of_a_small_trace)
     snprintf(words, sizeof words, "replay %s --slots 2 --policy best", path);
     expect(words, 78, "lru");
     unlink(path);
+}
+
+/* --- generate: models of 89 tokens, so the first 89 bytes are its alphabet -------------------------------------------------------- */
+
+#define OLMOE "generate tests/fixtures/serve/olmoe --tokenizer bytes --ignore-eos -q "
+#define LLAMA "generate tests/fixtures/serve/llama --tokenizer bytes --ignore-eos -q "
+
+/* The texts of a --json run, one after the other, with their token ids and ends. */
+static char *texts_of(const char *words)
+{
+    static outcome o;
+    run(&o, words, false);
+    cr_assert_eq(o.status, 0, "%s: %d: %s", words, o.status, o.out);
+    json_t *root = json_loads(o.out, JSON_ALLOW_NUL, NULL), *texts = json_object_get(root, "texts"), *text;
+    cr_assert_gt(json_array_size(texts), 0, "%s: %s", words, o.out);
+    char *all = calloc(1, sizeof o.out);
+    size_t i;
+    json_array_foreach(texts, i, text)
+    {
+        char *ids = json_dumps(json_object_get(text, "tokens"), JSON_COMPACT);
+        strcat(strcat(strcat(all, ids), json_string_value(json_object_get(text, "finish_reason"))), "\n");
+        free(ids);
+    }
+    json_decref(root);
+    return all;
+}
+
+static void expect_same_texts(const char *a, const char *b)
+{
+    char *x = texts_of(a), *y = texts_of(b);
+    cr_assert_str_eq(x, y, "%s\n%s", a, b);
+    free(x);
+    free(y);
+}
+
+Test(serve_cli, the_same_texts_at_any_memory_and_in_any_company)
+{
+    static const char base[] = OLMOE "--prompt 'HELLO, 1 2 3 4 5 6 7 8 9' --prompt '42' --max-tokens 24 --streams 3 --json --seed 7";
+    static const char *const other[] = {" --host-memory 64M --policy lru", " --parallel 1", " --parallel 4 --chunk 5", " --threads 1", " --threads 3 --backend ref"};
+    for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
+        char words[1024];
+        snprintf(words, sizeof words, "%s%s", base, other[i]);
+        expect_same_texts(base, words);
+    }
+}
+
+Test(serve_cli, one_stream_is_the_first_of_many_and_stdin_is_a_prompt)
+{
+    char *one = texts_of(OLMOE "--prompt 'HI 1' --max-tokens 12 --json"), *many = texts_of(OLMOE "--prompt 'HI 1' --max-tokens 12 --json --streams 4");
+    cr_assert_eq(strncmp(one, many, strlen(one)), 0, "%s%s", one, many);
+    cr_assert_neq(strcmp(one, many), 0);
+    free(one);
+    free(many);
+    expect_same_texts("printf 'HI 1' |" LLAMA "--prompt - --json", LLAMA "--prompt 'HI 1' --json");
+    expect_same_texts(LLAMA "--prompt-tokens 72,73 --json", LLAMA "--prompt HI --json");
+}
+
+Test(serve_cli, what_is_printed_is_the_text)
+{
+    static outcome plain, many;
+    run(&plain, LLAMA "--prompt HI --max-tokens 16 --stop ZZZZZZ", false);
+    cr_assert_eq(plain.status, 0);
+    cr_assert_eq(plain.out[strlen(plain.out) - 1], '\n');
+    run(&many, LLAMA "--prompt HI --max-tokens 16 --streams 2", false);
+    cr_assert_not_null(strstr(many.out, plain.out), "%s\n%s", many.out, plain.out);
+    cr_assert_not_null(strstr(many.out, "=== prompt 1, stream 2: length"), "%s", many.out);
+    run(&many, LLAMA "--prompt HI --max-tokens 3 --json --logprobs 2 --logit-bias 65=100 --temperature 0", false);
+    cr_assert_not_null(strstr(many.out, "\"text\": \"AAA\""), "%s", many.out);
+    cr_assert_not_null(strstr(many.out, "logprob"), "%s", many.out);
+    run(&many, LLAMA "--prompt HI --max-tokens 30 --json --logit-bias 65=100 --temperature 0 --stop AAAA", false);
+    cr_assert_not_null(strstr(many.out, "\"finish_reason\": \"stop\""), "%s", many.out);
+    cr_assert_not_null(strstr(many.out, "\"text\": \"\""), "%s", many.out);
+}
+
+Test(serve_cli, mistakes_of_generate_have_their_exit_codes)
+{
+    expect("generate /nonexistent --prompt x", 66, "/nonexistent");
+    expect("generate tests/fixtures/serve/llama --prompt x", 66, "--tokenizer");
+    expect(LLAMA, 64, "--prompt");
+    expect(LLAMA "--prompt ''", 64, "no token");
+    expect(LLAMA "--prompt x", 65, "vocabulary of 89");
+    expect(LLAMA "--prompt-tokens 1,x", 64, "--prompt-tokens");
+    expect(LLAMA "--prompt HI --max-tokens 1000", 64, "positions");
+    expect(LLAMA "--prompt HI --logit-bias 5", 64, "ID=BIAS");
+    expect(LLAMA "--prompt HI --logit-bias 99=1", 64, "vocabulary");
+    expect(LLAMA "--prompt HI --top-p 2", 64, "top-p");
+    expect(LLAMA "--prompt HI --stop ''", 64, "stop");
+    expect(LLAMA "--prompt HI --host-memory 1M", 78, "");
+    expect(LLAMA "--prompt HI --host-memory many", 64, "many");
+    expect(LLAMA "--prompt HI --logprobs 3", 64, "--json");
+    expect(OLMOE "--prompt HI --policy best", 78, "lru");
+    expect("bench tests/fixtures/serve/llama --streams 1,x", 64, "--streams");
+    expect("logits tests/fixtures/serve/llama --tokens 1,2", 64, "--out");
+}
+
+static bool catches(pid_t pid, int signal_number)
+{
+    char path[64], line[256];
+    unsigned long long mask = 0;
+    snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+    FILE *f = fopen(path, "r");
+    while (f != NULL && fgets(line, sizeof line, f) != NULL)
+        sscanf(line, "SigCgt: %llx", &mask);
+    if (f != NULL)
+        fclose(f);
+    return mask >> (signal_number - 1) & 1;
+}
+
+Test(serve_cli, a_signal_ends_it_with_its_exit_code, .timeout = 60)
+{
+    int in[2], status;
+    cr_assert_eq(pipe(in), 0);
+    const pid_t pid = fork();
+    if (pid == 0) { /* waits for its prompt for ever */
+        dup2(in[0], STDIN_FILENO);
+        close(in[1]);
+        execl(MOE_SERVE_PROGRAM, "moe-serve", "generate", "tests/fixtures/serve/llama", "--tokenizer", "bytes", "--prompt", "-", "-q", (char *)NULL);
+        _exit(127);
+    }
+    while (!catches(pid, SIGINT) && waitpid(pid, &status, WNOHANG) == 0)
+        usleep(1000);
+    cr_assert_eq(kill(pid, SIGINT), 0);
+    while (waitpid(pid, &status, WNOHANG) == 0) { /* a signal between the look and the read asks again: the second one leaves at once */
+        usleep(50000);
+        kill(pid, SIGINT);
+    }
+    cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 75, "status 0x%x", status);
+    close(in[0]);
+    close(in[1]);
 }
