@@ -1,6 +1,6 @@
-/* The set of those that may go, and who of them goes; the policies lru and lfu. Owns the tables of cache_policy; the chances of `learned` are
- * made in cache_policy_learned.c. One thread. Rule: best[layer] is right or marked stale.
- * Cost: keys are compared within a layer when something in it changed (O(experts)), and between layers for each victim (O(layers)). */
+/* The set of those that may go, and who of them goes; the policies lru and lfu. Owns the tables of cache_policy; the chances of
+ * `learned` are made in cache_policy_learned.c. One thread. Rule: best[layer] is right or marked stale. Cost: keys are compared
+ * within a layer when something in it changed (O(experts)), and between layers for each victim (O(layers)). */
 #include "memory/cache_policy.h"
 
 #include <stdlib.h>
@@ -11,7 +11,7 @@
 
 /* lfu: what a pass leaves of a hit (half after 16), and the hits from which an expert counts as hot. */
 #define LFU_FADE 0.957603281f
-#define LFU_HOT 2.0f
+#define LFU_HOT  2.0f
 
 static void lru_touch(cache_policy *p, expert_id id) { p->key[id] = -(double)p->uses; }
 
@@ -89,8 +89,9 @@ moe_err cache_policy_open(cache_policy **out, const char *name, int layers, int 
     if (kind == NULL)
         return moe_fail(MOE_E_CONFIG, "there is no cache policy \"%s\"; known: learned, lru, lfu", name);
     if (layers < 1 || experts < 1 || layers > CACHE_EXPERTS_MAX / experts)
-        return moe_fail(MOE_E_CONFIG, "cache policy: %d layers of %d experts; expected at least one of each and at most %d in all",
-                        layers, experts, CACHE_EXPERTS_MAX);
+        return moe_fail(MOE_E_CONFIG,
+                        "cache policy: %d layers of %d experts; expected at least one of each and at most %d in all", layers,
+                        experts, CACHE_EXPERTS_MAX);
     cache_policy measure = {0};
     const size_t head = (sizeof measure + CARVE_ALIGN - 1) / CARVE_ALIGN * CARVE_ALIGN;
     const size_t bytes = head + layout(&measure, NULL, layers, experts);
@@ -214,7 +215,8 @@ moe_err cache_policy_check(const cache_policy *p)
     for (int l = 0; l < p->layers; l++) {
         const int32_t best = p->best[l];
         if (best != BEST_STALE && best != best_of_layer(p, l, MAY_GO))
-            return moe_fail(MOE_E_DATA, "cache policy: layer %d would give up expert %d, expected %d", l, best, best_of_layer(p, l, MAY_GO));
+            return moe_fail(MOE_E_DATA, "cache policy: layer %d would give up expert %d, expected %d", l, best,
+                            best_of_layer(p, l, MAY_GO));
     }
     for (int e = 0; e < p->experts; e++)
         if (p->chosen[e] != 0)

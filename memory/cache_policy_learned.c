@@ -1,16 +1,16 @@
-/* The chance that an expert is chosen in the next pass over its layer, and what is learned from each choice. Owns the features and the weights
- * of one logistic regression for all layers. One thread. Rule: plain multiplications and additions in a fixed order, no libm: two machines
- * that see the same choices evict the same experts.
- * Constants: bench of the traces in tests/fixtures/traces and others, `moe-serve replay`. Rates of 4, 32 and 256 passes and a step of 0.05 were
- * the best of those tried (2 to 5 rates, steps 0.01 .. 0.1); looking 2 .. 16 passes ahead instead of one was worse everywhere. */
+/* The chance that an expert is chosen in the next pass over its layer, and what is learned from each choice. Owns the features
+ * and the weights of one logistic regression for all layers. One thread. Rule: plain multiplications and additions in a fixed
+ * order, no libm: two machines that see the same choices evict the same experts. Constants: bench of the traces in
+ * tests/fixtures/traces and others, `moe-serve replay`. Rates of 4, 32 and 256 passes and a step of 0.05 were the best of those
+ * tried (2 to 5 rates, steps 0.01 .. 0.1); looking 2 .. 16 passes ahead instead of one was worse everywhere. */
 #include <math.h>
 #include <string.h>
 
 #include "engine/base/carve.h"
 #include "memory/cache_policy_private.h"
 
-#define PRIOR 4.0f /* passes that every expert is taken to have seen at the layer's mean */
-#define STEP 0.05f
+#define PRIOR      4.0f /* passes that every expert is taken to have seen at the layer's mean */
+#define STEP       0.05f
 #define CHANCE_MIN 1e-3f
 /* Choices of more than this part of a layer are a scan, not a preference. */
 #define SCAN 0.75f
@@ -94,10 +94,7 @@ static void learn_weights(cache_policy *p, int layer, int n)
     }
 }
 
-static float log_age(uint32_t age)
-{
-    return quick_log((float)age) * 1.44269504f - 3.0f; /* around 0 for ages of some passes */
-}
+static float log_age(uint32_t age) { return quick_log((float)age) * 1.44269504f - 3.0f; /* around 0 for ages of some passes */ }
 
 static void count_choice(cache_policy *p, int layer, int n)
 {

@@ -17,7 +17,8 @@ static moe_err check_choice(const expert_cache *c, int layer, const int32_t *exp
         return moe_fail(MOE_E_DATA, "expert cache: layer %d; expected 0 .. %d", layer, c->c.layers - 1);
     for (int i = 0; i < n; i++)
         if (experts[i] < 0 || experts[i] >= c->c.experts || (i > 0 && experts[i] <= experts[i - 1]))
-            return moe_fail(MOE_E_DATA, "expert cache: expert %d of layer %d; expected 0 .. %d, ascending", experts[i], layer, c->c.experts - 1);
+            return moe_fail(MOE_E_DATA, "expert cache: expert %d of layer %d; expected 0 .. %d, ascending", experts[i], layer,
+                            c->c.experts - 1);
     return MOE_OK;
 }
 
@@ -148,7 +149,8 @@ static moe_err stuck(expert_cache *c, const expert_id *wanted, int n, bool wait,
     if (missing >= 0 && cache_start(c, wanted[missing], READ_FORCE))
         return MOE_OK;
     if (c->busy > 0 && c->busy == cache_lost(c))
-        return moe_fail(MOE_E_IO, "expert cache: %d reads never came back and hold all the room: the disk does not answer", c->busy);
+        return moe_fail(MOE_E_IO, "expert cache: %d reads never came back and hold all the room: the disk does not answer",
+                        c->busy);
     if (c->busy == 0)
         return moe_fail(MOE_E_FULL, "expert cache: all %d slots are leased", c->slots);
     if (c->pieces_out > 0 && !wait)

@@ -23,7 +23,8 @@ static moe_err check_slots(const expert_cache *c)
         return moe_fail(MOE_E_DATA, "%d slots are free, %d are known to be", free_slots, c->nfree);
     for (int i = 0; i < c->nfree; i++)
         if (c->slot[c->free_slot[i]].state != SLOT_FREE)
-            return moe_fail(MOE_E_DATA, "slot %d is among the free ones in state %d", c->free_slot[i], c->slot[c->free_slot[i]].state);
+            return moe_fail(MOE_E_DATA, "slot %d is among the free ones in state %d", c->free_slot[i],
+                            c->slot[c->free_slot[i]].state);
     return MOE_OK;
 }
 
@@ -31,7 +32,8 @@ static moe_err check_sections(const expert_cache *c)
 {
     for (size_t id = 0; id < c->ids; id++) {
         const int s = c->slot_of[id];
-        if (s != NO_SLOT && (s < 0 || s >= c->slots || c->slot[s].id != id || c->slot[s].state == SLOT_FREE || c->slot[s].state == SLOT_LOST))
+        if (s != NO_SLOT &&
+            (s < 0 || s >= c->slots || c->slot[s].id != id || c->slot[s].state == SLOT_FREE || c->slot[s].state == SLOT_LOST))
             return moe_fail(MOE_E_DATA, "section %zu believes to be in slot %d", id, s);
         if ((c->flags[id] & ID_UNUSED) && !id_resident(c, (expert_id)id))
             return moe_fail(MOE_E_DATA, "section %zu was read ahead and is not there", id);
@@ -53,8 +55,8 @@ static moe_err check_flights(const expert_cache *c)
             return moe_fail(MOE_E_DATA, "flight %d fills slot %d, which waits for another", i, f->slot);
     }
     if (busy != c->busy || ahead != c->ahead_busy || pieces != c->pieces_out)
-        return moe_fail(MOE_E_DATA, "%d flights (%d ahead) with %d pieces; counted %d (%d) with %d", busy, ahead, pieces, c->busy, c->ahead_busy,
-                        c->pieces_out);
+        return moe_fail(MOE_E_DATA, "%d flights (%d ahead) with %d pieces; counted %d (%d) with %d", busy, ahead, pieces, c->busy,
+                        c->ahead_busy, c->pieces_out);
     return MOE_OK;
 }
 

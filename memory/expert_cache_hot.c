@@ -62,8 +62,9 @@ static bool is_sound(const expert_cache *c, const char *file, size_t bytes, uint
     if (bytes < sizeof *h + sizeof(uint64_t))
         return false;
     memcpy(h, file, sizeof *h);
-    if (memcmp(h->magic, hot_magic, sizeof h->magic) != 0 || h->fingerprint != fingerprint || h->layers != (uint32_t)c->c.layers ||
-        h->experts != (uint32_t)c->c.experts || h->n > c->ids || bytes != sizeof *h + h->n * sizeof(expert_id) + sizeof(uint64_t))
+    if (memcmp(h->magic, hot_magic, sizeof h->magic) != 0 || h->fingerprint != fingerprint ||
+        h->layers != (uint32_t)c->c.layers || h->experts != (uint32_t)c->c.experts || h->n > c->ids ||
+        bytes != sizeof *h + h->n * sizeof(expert_id) + sizeof(uint64_t))
         return false;
     uint64_t sum;
     memcpy(&sum, file + bytes - sizeof sum, sizeof sum);

@@ -1,5 +1,5 @@
-/* Opening and closing the expert cache: what fits into the bytes given, which files there are, whether every expert lies inside them.
- * One thread. Rule: sizes are checked before they are added or multiplied. */
+/* Opening and closing the expert cache: what fits into the bytes given, which files there are, whether every expert lies inside
+ * them. One thread. Rule: sizes are checked before they are added or multiplied. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -142,17 +142,20 @@ static moe_err check_expert(const expert_cache *x, expert_id id)
     expert_range r[EXPERT_RANGES];
     const int n = x->c.ranges(x->c.user, id, r), layer = id_layer(x, id), e = id_expert(x, id);
     if (n < 1 || n > EXPERT_RANGES || (x->c.land == NULL && n != 1))
-        return moe_fail(MOE_E_DATA, "expert %d of layer %d lies in %d ranges; expected 1%s", e, layer, n, x->c.land == NULL ? "" : " .. 3");
+        return moe_fail(MOE_E_DATA, "expert %d of layer %d lies in %d ranges; expected 1%s", e, layer, n,
+                        x->c.land == NULL ? "" : " .. 3");
     for (int i = 0; i < n; i++) {
         if (r[i].file < 0 || r[i].file >= x->c.nfiles)
             return moe_fail(MOE_E_DATA, "expert %d of layer %d lies in file %d of %d", e, layer, r[i].file, x->c.nfiles);
         const uint64_t size = x->file[r[i].file].size;
         if (r[i].bytes == 0 || r[i].offset > size || r[i].bytes > size - r[i].offset)
-            return moe_fail(MOE_E_DATA, "%s: expert %d of layer %d: %zu bytes at offset %llu; the file has %llu", x->c.files[r[i].file], e, layer,
-                            r[i].bytes, (unsigned long long)r[i].offset, (unsigned long long)size);
+            return moe_fail(MOE_E_DATA, "%s: expert %d of layer %d: %zu bytes at offset %llu; the file has %llu",
+                            x->c.files[r[i].file], e, layer, r[i].bytes, (unsigned long long)r[i].offset,
+                            (unsigned long long)size);
         if (x->c.land == NULL && (r[i].offset % IO_ALIGN != 0 || r[i].bytes > x->c.slot_bytes))
-            return moe_fail(MOE_E_DATA, "%s: expert %d of layer %d: %zu bytes at offset %llu; expected at most %zu at a multiple of %d",
-                            x->c.files[r[i].file], e, layer, r[i].bytes, (unsigned long long)r[i].offset, x->c.slot_bytes, IO_ALIGN);
+            return moe_fail(
+                MOE_E_DATA, "%s: expert %d of layer %d: %zu bytes at offset %llu; expected at most %zu at a multiple of %d",
+                x->c.files[r[i].file], e, layer, r[i].bytes, (unsigned long long)r[i].offset, x->c.slot_bytes, IO_ALIGN);
     }
     return MOE_OK;
 }
@@ -198,11 +201,13 @@ static moe_err open_all(expert_cache *x)
     TRY(cache_policy_open(&x->policy, x->c.policy, x->c.layers, x->c.experts));
     x->ids = (size_t)x->c.layers * (size_t)x->c.experts;
     if (x->c.nfiles < 1 || x->c.slot_bytes == 0 || !measure(&x->c, &x->size))
-        return moe_fail(MOE_E_CONFIG, "expert cache: %d files, slots of %zu bytes; expected at least one of each, and no more than memory can hold",
-                        x->c.nfiles, x->c.slot_bytes);
+        return moe_fail(
+            MOE_E_CONFIG,
+            "expert cache: %d files, slots of %zu bytes; expected at least one of each, and no more than memory can hold",
+            x->c.nfiles, x->c.slot_bytes);
     if (x->c.host_bytes < least_of(&x->size))
-        return moe_fail(MOE_E_CONFIG, "expert cache: two slots, a landing buffer and the tables need %zu bytes; %zu are given", least_of(&x->size),
-                        x->c.host_bytes);
+        return moe_fail(MOE_E_CONFIG, "expert cache: two slots, a landing buffer and the tables need %zu bytes; %zu are given",
+                        least_of(&x->size), x->c.host_bytes);
     divide(x);
     TRY(alloc_blocks(x));
     TRY(open_files(x));

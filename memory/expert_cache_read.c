@@ -1,6 +1,6 @@
-/* Reads of experts: a flight begins when there is room, its pieces go to the queue, what came back is laid out in the slot. Owns the flights and
- * the queue of reads ahead. One thread: the queue works while the computation does; it is looked at whenever the cache is called.
- * Rule: a flight whose transfers have not all come back keeps its slot and its landing buffer. */
+/* Reads of experts: a flight begins when there is room, its pieces go to the queue, what came back is laid out in the slot. Owns
+ * the flights and the queue of reads ahead. One thread: the queue works while the computation does; it is looked at whenever the
+ * cache is called. Rule: a flight whose transfers have not all come back keeps its slot and its landing buffer. */
 #include <stdio.h>
 #include <string.h>
 
@@ -40,7 +40,8 @@ static void remember_failure(expert_cache *c, expert_id id, moe_err rc, const ch
     c->c.ranges(c->c.user, id, r);
     const char *path = c->c.files[r[0].file];
     const bool named = strstr(text, path) != NULL; /* io's sentences begin with the path */
-    snprintf(f->text, sizeof f->text, "%s%sexpert %d of layer %d: %s", named ? "" : path, named ? "" : ": ", id_expert(c, id), id_layer(c, id), text);
+    snprintf(f->text, sizeof f->text, "%s%sexpert %d of layer %d: %s", named ? "" : path, named ? "" : ": ", id_expert(c, id),
+             id_layer(c, id), text);
     c->flags[id] |= ID_FAILED;
 }
 
@@ -93,7 +94,8 @@ static flight *free_flight(expert_cache *c, bool ahead)
     return NULL;
 }
 
-/* Cuts the part of a span that O_DIRECT can read into pieces, copies the tail of the file that it cannot. Returns the pieces so far. */
+/* Cuts the part of a span that O_DIRECT can read into pieces, copies the tail of the file that it cannot. Returns the pieces so
+ * far. */
 static int plan_span(expert_cache *c, flight *f, const expert_range *r, char *to, int n)
 {
     const cache_file *file = &c->file[r->file];
@@ -211,7 +213,8 @@ static moe_err lay_out(const expert_cache *c, const flight *f)
     return c->c.check != NULL ? c->c.check(c->c.user, f->id, slot) : MOE_OK;
 }
 
-/* All pieces are back: the slot is filled, or the failure is kept for who wants the expert. A read ahead that failed is forgotten. */
+/* All pieces are back: the slot is filled, or the failure is kept for who wants the expert. A read ahead that failed is
+ * forgotten. */
 static void settle(expert_cache *c, flight *f)
 {
     const expert_id id = f->id;
@@ -277,7 +280,8 @@ static void watch_deadlines(expert_cache *c)
             lose(c, f, c->broken, c->broken_text);
         } else if (now - f->started > c->c.deadline_seconds) {
             char text[256];
-            snprintf(text, sizeof text, "waited %.0f s for the disk to read %zu bytes: it does not answer", now - f->started, f->bytes);
+            snprintf(text, sizeof text, "waited %.0f s for the disk to read %zu bytes: it does not answer", now - f->started,
+                     f->bytes);
             lose(c, f, MOE_E_IO, text);
         }
     }

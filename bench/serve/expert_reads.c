@@ -1,7 +1,7 @@
-/* bench_expert_reads: what the expert cache reads per second while a computation is (not) busy beside it. Layers choose experts at random, hardly
- * any is resident, so that the disk is all there is. Text on stderr, one JSON object on stdout.
- * usage: bench_expert_reads FILE [--expert-bytes N] [--experts E] [--choose K] [--depth N] [--seconds S] [--compute-us U] [--io KIND] [--in-place]
- * FILE is read only; make it with fio (bench/serve/README.md), which measures the same disk. */
+/* bench_expert_reads: what the expert cache reads per second while a computation is (not) busy beside it. Layers choose experts
+ * at random, hardly any is resident, so that the disk is all there is. Text on stderr, one JSON object on stdout. usage:
+ * bench_expert_reads FILE [--expert-bytes N] [--experts E] [--choose K] [--depth N] [--seconds S] [--compute-us U] [--io KIND]
+ * [--in-place] FILE is read only; make it with fio (bench/serve/README.md), which measures the same disk. */
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -114,10 +114,13 @@ static moe_err measure(expert_cache *c, const options *o)
     fprintf(stderr, "%s %s: %.3f GB/s, %.1f %% hits, %d in flight, %.0f %% of the time waiting, CPU %.3f s/GB\n", o->io,
             o->in_place ? "in place" : "records", gb / seconds, 100.0 * (double)s.hits / (double)s.accesses, s.depth,
             100.0 * s.stall_seconds / seconds, (used - (double)s.accesses * o->compute) / gb);
-    printf("{\"io\": \"%s\", \"in_place\": %s, \"expert_bytes\": %zu, \"choose\": %d, \"depth\": %d, \"slots\": %d, \"compute_us\": %.0f, "
-           "\"gb_per_s\": %.4f, \"hits\": %llu, \"accesses\": %llu, \"stall_seconds\": %.3f, \"seconds\": %.3f, \"cpu_s_per_gb\": %.5f}\n",
+    printf("{\"io\": \"%s\", \"in_place\": %s, \"expert_bytes\": %zu, \"choose\": %d, \"depth\": %d, \"slots\": %d, "
+           "\"compute_us\": %.0f, "
+           "\"gb_per_s\": %.4f, \"hits\": %llu, \"accesses\": %llu, \"stall_seconds\": %.3f, \"seconds\": %.3f, "
+           "\"cpu_s_per_gb\": %.5f}\n",
            o->io, o->in_place ? "true" : "false", o->expert_bytes, o->choose, s.depth, s.slots, o->compute * 1e6, gb / seconds,
-           (unsigned long long)s.hits, (unsigned long long)s.accesses, s.stall_seconds, seconds, (used - (double)s.accesses * o->compute) / gb);
+           (unsigned long long)s.hits, (unsigned long long)s.accesses, s.stall_seconds, seconds,
+           (used - (double)s.accesses * o->compute) / gb);
     return MOE_OK;
 }
 
@@ -137,12 +140,20 @@ static moe_err run(options *o)
     const uint64_t layers = bytes / stride / (uint64_t)o->experts;
     o->layers = layers > LAYERS_MAX ? LAYERS_MAX : (int)layers;
     if (o->layers < 1 || o->choose < 1 || o->choose > CHOOSE_MAX || o->choose > o->experts || o->expert_bytes < 4096) {
-        rc = moe_fail(MOE_E_USAGE, "%s: %llu bytes; expected a layer of %d experts of %zu bytes at least, %d of them chosen", o->file,
-                      (unsigned long long)bytes, o->experts, o->expert_bytes, o->choose);
+        rc = moe_fail(MOE_E_USAGE, "%s: %llu bytes; expected a layer of %d experts of %zu bytes at least, %d of them chosen",
+                      o->file, (unsigned long long)bytes, o->experts, o->expert_bytes, o->choose);
         goto out;
     }
-    expert_cache_config k = {.io = disk, .files = &o->file, .nfiles = 1, .layers = o->layers, .experts = o->experts, .slot_bytes = stride,
-                             .depth = o->depth, .ranges = ranges, .land = o->in_place ? land : NULL, .user = o};
+    expert_cache_config k = {.io = disk,
+                             .files = &o->file,
+                             .nfiles = 1,
+                             .layers = o->layers,
+                             .experts = o->experts,
+                             .slot_bytes = stride,
+                             .depth = o->depth,
+                             .ranges = ranges,
+                             .land = o->in_place ? land : NULL,
+                             .user = o};
     const size_t in_flight = (size_t)(o->depth > 0 ? o->depth : EXPERT_CACHE_DEPTH);
     k.host_bytes = expert_cache_least_bytes(&k) + 5 * in_flight * stride;
     TRY_GOTO(expert_cache_open(&c, &k), rc, out);
@@ -158,20 +169,37 @@ out:
 int main(int argc, char **argv)
 {
     options o = {.io = "auto", .expert_bytes = 3538944, .experts = 64, .choose = 8, .seconds = 10};
-    static const struct option names[] = {{"expert-bytes", 1, 0, 'b'}, {"experts", 1, 0, 'e'}, {"choose", 1, 0, 'k'}, {"depth", 1, 0, 'd'},
-                                          {"seconds", 1, 0, 's'},      {"compute-us", 1, 0, 'c'}, {"io", 1, 0, 'i'},   {"in-place", 0, 0, 'p'},
-                                          {0}};
+    static const struct option names[] = {{"expert-bytes", 1, 0, 'b'}, {"experts", 1, 0, 'e'},  {"choose", 1, 0, 'k'},
+                                          {"depth", 1, 0, 'd'},        {"seconds", 1, 0, 's'},  {"compute-us", 1, 0, 'c'},
+                                          {"io", 1, 0, 'i'},           {"in-place", 0, 0, 'p'}, {0}};
     for (int opt; (opt = getopt_long(argc, argv, "", names, NULL)) != -1;) {
         switch (opt) {
-        case 'b': o.expert_bytes = strtoull(optarg, NULL, 10); break;
-        case 'e': o.experts = atoi(optarg); break;
-        case 'k': o.choose = atoi(optarg); break;
-        case 'd': o.depth = atoi(optarg); break;
-        case 's': o.seconds = atof(optarg); break;
-        case 'c': o.compute = 1e-6 * atof(optarg); break;
-        case 'i': o.io = optarg; break;
-        case 'p': o.in_place = true; break;
-        default: return MOE_E_USAGE;
+        case 'b':
+            o.expert_bytes = strtoull(optarg, NULL, 10);
+            break;
+        case 'e':
+            o.experts = atoi(optarg);
+            break;
+        case 'k':
+            o.choose = atoi(optarg);
+            break;
+        case 'd':
+            o.depth = atoi(optarg);
+            break;
+        case 's':
+            o.seconds = atof(optarg);
+            break;
+        case 'c':
+            o.compute = 1e-6 * atof(optarg);
+            break;
+        case 'i':
+            o.io = optarg;
+            break;
+        case 'p':
+            o.in_place = true;
+            break;
+        default:
+            return MOE_E_USAGE;
         }
     }
     if (optind + 1 != argc) {

@@ -1,5 +1,6 @@
-/* Replays of routing traces: the policies through memory/cache_policy.h, the optimum by looking ahead. Owns nothing between calls.
- * Threads: pure functions. Rule: the order of accesses is that of replay.h; the figures of published traces depend on it. */
+/* Replays of routing traces: the policies through memory/cache_policy.h, the optimum by looking ahead. Owns nothing between
+ * calls. Threads: pure functions. Rule: the order of accesses is that of replay.h; the figures of published traces depend on it.
+ */
 #include "engine/serve/replay.h"
 
 #include <stdlib.h>
@@ -182,7 +183,10 @@ typedef struct row {
 static double percent(const replay_count *c) { return c->accesses == 0 ? 0.0 : 100.0 * (double)c->hits / (double)c->accesses; }
 
 /* How much of the way from lru to the optimum; 0 where there is none. */
-static double gap_closed(double rate, double lru, double optimum) { return optimum > lru ? 100.0 * (rate - lru) / (optimum - lru) : 0.0; }
+static double gap_closed(double rate, double lru, double optimum)
+{
+    return optimum > lru ? 100.0 * (rate - lru) / (optimum - lru) : 0.0;
+}
 
 /* The policies asked for, lru always, the optimum last. */
 static moe_err run_rows(const trace *t, int64_t slots, const char *policy, row rows[ROWS_MAX], int *n)
@@ -219,22 +223,28 @@ static double rate_of(const row *rows, int n, const char *name)
 static void print_json(FILE *out, const trace *t, int64_t slots, const row *rows, int n)
 {
     const double lru = rate_of(rows, n, "lru"), optimum = rate_of(rows, n, "optimum");
-    fprintf(out, "{\"tokens\": %lld, \"layers\": %d, \"experts\": %d, \"accesses\": %lld, \"slots\": %lld, \"counted\": %lld, \"policies\": [",
-            (long long)t->tokens, t->layers, t->experts, (long long)t->accesses, (long long)slots, (long long)rows[0].count.accesses);
+    fprintf(out,
+            "{\"tokens\": %lld, \"layers\": %d, \"experts\": %d, \"accesses\": %lld, \"slots\": %lld, \"counted\": %lld, "
+            "\"policies\": [",
+            (long long)t->tokens, t->layers, t->experts, (long long)t->accesses, (long long)slots,
+            (long long)rows[0].count.accesses);
     for (int i = 0; i < n; i++)
-        fprintf(out, "%s{\"name\": \"%s\", \"hits\": %lld, \"hit_percent\": %.3f, \"gap_closed_percent\": %.2f}", i == 0 ? "" : ", ", rows[i].name,
-                (long long)rows[i].count.hits, percent(&rows[i].count), gap_closed(percent(&rows[i].count), lru, optimum));
+        fprintf(out, "%s{\"name\": \"%s\", \"hits\": %lld, \"hit_percent\": %.3f, \"gap_closed_percent\": %.2f}",
+                i == 0 ? "" : ", ", rows[i].name, (long long)rows[i].count.hits, percent(&rows[i].count),
+                gap_closed(percent(&rows[i].count), lru, optimum));
     fprintf(out, "]}\n");
 }
 
 static void print_table(FILE *out, const trace *t, int64_t slots, const row *rows, int n)
 {
     const double lru = rate_of(rows, n, "lru"), optimum = rate_of(rows, n, "optimum");
-    fprintf(out, "%lld tokens, %d layers of %d experts, %lld slots for %lld; hits of the last %lld accesses\n", (long long)t->tokens, t->layers,
-            t->experts, (long long)slots, (long long)t->layers * t->experts, (long long)rows[0].count.accesses);
+    fprintf(out, "%lld tokens, %d layers of %d experts, %lld slots for %lld; hits of the last %lld accesses\n",
+            (long long)t->tokens, t->layers, t->experts, (long long)slots, (long long)t->layers * t->experts,
+            (long long)rows[0].count.accesses);
     fprintf(out, "%-10s %8s %14s\n", "policy", "hits %", "of the gap %");
     for (int i = 0; i < n; i++)
-        fprintf(out, "%-10s %8.2f %14.1f\n", rows[i].name, percent(&rows[i].count), gap_closed(percent(&rows[i].count), lru, optimum));
+        fprintf(out, "%-10s %8.2f %14.1f\n", rows[i].name, percent(&rows[i].count),
+                gap_closed(percent(&rows[i].count), lru, optimum));
 }
 
 moe_err command_replay(const char *path, int64_t slots, const char *policy, bool json, FILE *out)

@@ -1,5 +1,5 @@
-/* Traces from files: the choice of the format, the binary one, and the sorted lists that come out of all three. Owns no file after it returns.
- * Threads: pure functions. Rule: sizes are compared before they are multiplied. */
+/* Traces from files: the choice of the format, the binary one, and the sorted lists that come out of all three. Owns no file
+ * after it returns. Threads: pure functions. Rule: sizes are compared before they are multiplied. */
 #include "engine/serve/trace.h"
 
 #include <errno.h>
@@ -43,17 +43,18 @@ static moe_err parse_binary(trace_list *l, const char *name, const unsigned char
     const int64_t L = read_int(p), T = read_int(p + 4), K = read_int(p + 8);
     if (L < 1 || L > TRACE_LAYERS_MAX || T < 1 || T > TRACE_ACCESSES_MAX || K < 1 || K > TRACE_EXPERTS_MAX ||
         L * K > TRACE_ACCESSES_MAX / T)
-        return moe_fail(MOE_E_DATA, "%s: a header of %lld layers, %lld tokens, %lld experts a token; expected 1 .. %d, at least 1, 1 .. %d", name,
-                        (long long)L, (long long)T, (long long)K, TRACE_LAYERS_MAX, TRACE_EXPERTS_MAX);
+        return moe_fail(MOE_E_DATA,
+                        "%s: a header of %lld layers, %lld tokens, %lld experts a token; expected 1 .. %d, at least 1, 1 .. %d",
+                        name, (long long)L, (long long)T, (long long)K, TRACE_LAYERS_MAX, TRACE_EXPERTS_MAX);
     const int64_t n = L * T * K;
     if (bytes != HEADER + (size_t)n * sizeof(int32_t))
-        return moe_fail(MOE_E_DATA, "%s: %zu bytes; %lld layers, %lld tokens and %lld experts make %zu", name, bytes, (long long)L, (long long)T,
-                        (long long)K, HEADER + (size_t)n * sizeof(int32_t));
+        return moe_fail(MOE_E_DATA, "%s: %zu bytes; %lld layers, %lld tokens and %lld experts make %zu", name, bytes,
+                        (long long)L, (long long)T, (long long)K, HEADER + (size_t)n * sizeof(int32_t));
     for (int64_t i = 0; i < n; i++) {
         const int32_t id = read_int(p + HEADER + (size_t)i * sizeof id);
         if (id < 0 || id >= TRACE_EXPERTS_MAX)
-            return moe_fail(MOE_E_DATA, "%s: expert %d at token %lld, layer %lld; expected 0 .. %d", name, id, (long long)(i / (L * K)),
-                            (long long)(i / K % L), TRACE_EXPERTS_MAX - 1);
+            return moe_fail(MOE_E_DATA, "%s: expert %d at token %lld, layer %lld; expected 0 .. %d", name, id,
+                            (long long)(i / (L * K)), (long long)(i / K % L), TRACE_EXPERTS_MAX - 1);
         TRY(trace_add(l, name, (trace_access){(int32_t)(i / (L * K)), (int32_t)(i / K % L), id}));
     }
     l->tokens = (int32_t)T;
@@ -86,7 +87,8 @@ static moe_err build(trace *out, const trace_list *l, const char *name)
     }
     const int64_t cells = out->tokens * out->layers;
     if (cells > 8 * (int64_t)TRACE_ACCESSES_MAX)
-        return moe_fail(MOE_E_DATA, "%s: %lld tokens of %d layers are more than a replay can hold", name, (long long)out->tokens, out->layers);
+        return moe_fail(MOE_E_DATA, "%s: %lld tokens of %d layers are more than a replay can hold", name, (long long)out->tokens,
+                        out->layers);
     out->begin = calloc((size_t)cells + 1, sizeof *out->begin);
     out->expert = malloc((size_t)l->n * sizeof *out->expert);
     if (out->begin == NULL || out->expert == NULL)
@@ -118,8 +120,15 @@ moe_err trace_parse(trace *out, const char *name, const void *data, size_t bytes
     else if (bytes > 0 && (text[0] == '#' || (text[0] >= 'a' && text[0] <= 'z')))
         rc = trace_parse_csv(&l, name, text, bytes);
     else
-        rc = moe_fail(MOE_E_DATA, "%s: not a routing trace; expected JSON lines, CSV with named columns, or int32 L, T, K, n_greedy and ids%s", name,
-                      bytes > 5 && memcmp(text, "\xfd" "7zXZ", 5) == 0 ? "; it is compressed: unpack it with xz -dk" : "");
+        rc = moe_fail(
+            MOE_E_DATA,
+            "%s: not a routing trace; expected JSON lines, CSV with named columns, or int32 L, T, K, n_greedy and ids%s", name,
+            bytes > 5 && memcmp(text,
+                                "\xfd"
+                                "7zXZ",
+                                5) == 0
+                ? "; it is compressed: unpack it with xz -dk"
+                : "");
     if (rc == MOE_OK)
         rc = build(out, &l, name);
     free(l.item);

@@ -81,7 +81,8 @@ static moe_err read_token(trace_list *l, json_reader *r, int32_t *layers)
         TRY(read_layers(l, r, layers));
     }
     TRY(json_expect(r, JSON_END));
-    return *layers >= 0 ? MOE_OK : json_fail(r, MOE_E_DATA, "no \"layers\" in it; expected {\"tok\": n, \"layers\": [[ids], ...]}");
+    return *layers >= 0 ? MOE_OK
+                        : json_fail(r, MOE_E_DATA, "no \"layers\" in it; expected {\"tok\": n, \"layers\": [[ids], ...]}");
 }
 
 moe_err trace_parse_jsonl(trace_list *l, const char *name, const char *text, size_t bytes)
@@ -140,8 +141,8 @@ static moe_err read_names(csv_columns *c, const char *name, long long number, sl
     }
     for (int i = PHASE; i < COLUMNS; i++)
         if (!found[i])
-            return moe_fail(MOE_E_DATA, "%s:%lld: no column \"%s\"; expected phase, step, layer and expert among the names", name, number,
-                            column_name[i]);
+            return moe_fail(MOE_E_DATA, "%s:%lld: no column \"%s\"; expected phase, step, layer and expert among the names", name,
+                            number, column_name[i]);
     return MOE_OK;
 }
 
@@ -167,8 +168,8 @@ static moe_err read_row(const csv_columns *c, const char *name, long long number
         const slice word = cut(&line, ',');
         const int which = c->which[i];
         if (which >= 0 && !read_number(word, column_max[which], &value[which]))
-            return moe_fail(MOE_E_DATA, "%s:%lld: \"%.*s\" for %s; expected 0 .. %lld", name, number, (int)(word.n < 32 ? word.n : 32), word.p,
-                            column_name[which], (long long)column_max[which]);
+            return moe_fail(MOE_E_DATA, "%s:%lld: \"%.*s\" for %s; expected 0 .. %lld", name, number,
+                            (int)(word.n < 32 ? word.n : 32), word.p, column_name[which], (long long)column_max[which]);
     }
     return line.n == 0 ? MOE_OK : moe_fail(MOE_E_DATA, "%s:%lld: more than %d columns", name, number, c->n);
 }
@@ -193,8 +194,8 @@ moe_err trace_parse_csv(trace_list *l, const char *name, const char *text, size_
         if (now[STEP] != last[STEP] || now[TURN] != last[TURN])
             l->tokens++;
         else if (now[LAYER] < last[LAYER])
-            return moe_fail(MOE_E_DATA, "%s:%lld: layer %lld after layer %lld of the same step; expected ascending layers", name, number,
-                            (long long)now[LAYER], (long long)last[LAYER]);
+            return moe_fail(MOE_E_DATA, "%s:%lld: layer %lld after layer %lld of the same step; expected ascending layers", name,
+                            number, (long long)now[LAYER], (long long)last[LAYER]);
         memcpy(last, now, sizeof last);
         TRY(trace_add(l, name, (trace_access){l->tokens - 1, (int32_t)now[LAYER], (int32_t)now[EXPERT]}));
     }

@@ -1,5 +1,5 @@
-/* Routing traces and what caches hit on them: the three readers with good and bad files, the replay against figures of others, the default policy
- * against its targets. */
+/* Routing traces and what caches hit on them: the three readers with good and bad files, the replay against figures of others,
+ * the default policy against its targets. */
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdlib.h>
@@ -18,7 +18,8 @@ static void expect_bad(const void *data, size_t n, const char *part)
 {
     trace t;
     const moe_err rc = trace_parse(&t, "f", data, n);
-    cr_expect(rc == MOE_E_DATA && strstr(moe_error_text(), part) != NULL, "%d \"%s\"; expected \"%s\"", rc, moe_error_text(), part);
+    cr_expect(rc == MOE_E_DATA && strstr(moe_error_text(), part) != NULL, "%d \"%s\"; expected \"%s\"", rc, moe_error_text(),
+              part);
     cr_expect(t.begin == NULL && t.expert == NULL);
     trace_free(&t);
 }
@@ -28,7 +29,8 @@ static void expect_bad_text(const char *text, const char *part) { expect_bad(tex
 static void expect_list(const trace *t, int64_t token, int layer, int n, const int32_t *ids)
 {
     const int64_t cell = token * t->layers + layer;
-    cr_assert_eq(t->begin[cell + 1] - t->begin[cell], n, "token %ld layer %d has %ld", token, layer, t->begin[cell + 1] - t->begin[cell]);
+    cr_assert_eq(t->begin[cell + 1] - t->begin[cell], n, "token %ld layer %d has %ld", token, layer,
+                 t->begin[cell + 1] - t->begin[cell]);
     for (int i = 0; i < n; i++)
         cr_expect_eq(t->expert[t->begin[cell] + i], ids[i]);
 }
@@ -58,8 +60,10 @@ Test(trace, json_lines)
 
 Test(trace, csv)
 {
-    static const char text[] = "# a comment\nturn,phase,step,layer,slot,expert,weight\n0,0,0,0,0,9,0.5\n0,1,5,0,0,7,0.5\n0,1,5,0,1,2,0.5\n0,1,5,2,0,1,0.5\n"
-                               "0,1,6,0,0,3,1e-3\n1,1,6,0,0,4,0.5\n";
+    static const char text[] =
+        "# a "
+        "comment\nturn,phase,step,layer,slot,expert,weight\n0,0,0,0,0,9,0.5\n0,1,5,0,0,7,0.5\n0,1,5,0,1,2,0.5\n0,1,5,2,0,1,0.5\n"
+        "0,1,6,0,0,3,1e-3\n1,1,6,0,0,4,0.5\n";
     trace t;
     OK(trace_parse(&t, "f", text, strlen(text)));
     cr_assert(t.tokens == 3 && t.layers == 3 && t.experts == 8 && t.accesses == 5);
@@ -113,7 +117,9 @@ Test(trace, binary)
 Test(trace, what_is_no_trace)
 {
     expect_bad_text("", "not a routing trace");
-    expect_bad_text("\xfd" "7zXZ\x01rest", "unpack it with xz");
+    expect_bad_text("\xfd"
+                    "7zXZ\x01rest",
+                    "unpack it with xz");
     trace t;
     cr_expect_eq(trace_read(&t, "/nonexistent/trace"), MOE_E_NOINPUT);
     cr_expect_eq(trace_read(&t, "/"), MOE_E_NOINPUT, "%s", moe_error_text());
@@ -149,8 +155,8 @@ static const struct {
     int slots;
     double lru, optimum, closes;
 } figures[] = {
-    {"olmoe-299", 64, 0.0, 41.7, 0.5},      {"olmoe-299", 128, 32.7, 61.3, 0.3},       {"olmoe-299", 256, 58.0, 78.3, 0.15},
-    {"olmoe-299", 512, 80.6, 93.0, 0.2},    {"qwen3-30b-a3b", 384, 37.4, 63.8, 0.2},   {"qwen3-30b-a3b", 768, 58.4, 80.2, 0.2},
+    {"olmoe-299", 64, 0.0, 41.7, 0.5},        {"olmoe-299", 128, 32.7, 61.3, 0.3},      {"olmoe-299", 256, 58.0, 78.3, 0.15},
+    {"olmoe-299", 512, 80.6, 93.0, 0.2},      {"qwen3-30b-a3b", 384, 37.4, 63.8, 0.2},  {"qwen3-30b-a3b", 768, 58.4, 80.2, 0.2},
     {"qwen3-30b-a3b", 1536, 84.0, 93.5, 0.1}, {"qwen3-30b-a3b", 3072, 96.4, 96.4, 0.0}, {"olmoe", 512, 64.0, 86.1, 1.0 / 3},
     {"qwen3moe", 1536, 87.9, 95.8, 0.25},
 };
@@ -163,10 +169,10 @@ Test(replay, the_published_figures_and_the_targets)
         const double lru = rate(&t, figures[i].slots, "lru"), optimum = rate(&t, figures[i].slots, "optimum");
         const double ours = rate(&t, figures[i].slots, "");
         cr_expect(fabs(lru - figures[i].lru) <= 0.2 && fabs(optimum - figures[i].optimum) <= 0.2,
-                  "%s, %d slots: lru %.2f, optimum %.2f; expected %.1f, %.1f", figures[i].trace, figures[i].slots, lru, optimum, figures[i].lru,
-                  figures[i].optimum);
-        cr_expect(ours >= lru + figures[i].closes * (optimum - lru) && ours <= optimum + 1e-9, "%s, %d slots: %.2f between lru %.2f and optimum %.2f",
-                  figures[i].trace, figures[i].slots, ours, lru, optimum);
+                  "%s, %d slots: lru %.2f, optimum %.2f; expected %.1f, %.1f", figures[i].trace, figures[i].slots, lru, optimum,
+                  figures[i].lru, figures[i].optimum);
+        cr_expect(ours >= lru + figures[i].closes * (optimum - lru) && ours <= optimum + 1e-9,
+                  "%s, %d slots: %.2f between lru %.2f and optimum %.2f", figures[i].trace, figures[i].slots, ours, lru, optimum);
         trace_free(&t);
     }
 }
@@ -239,9 +245,10 @@ Test(replay, the_command)
     FILE *out = open_memstream(&text, &n);
     OK(command_replay(path, 2, "lru", true, out));
     fclose(out);
-    cr_expect_str_eq(text, "{\"tokens\": 4, \"layers\": 1, \"experts\": 3, \"accesses\": 4, \"slots\": 2, \"counted\": 3, \"policies\": "
-                           "[{\"name\": \"lru\", \"hits\": 1, \"hit_percent\": 33.333, \"gap_closed_percent\": 0.00}, "
-                           "{\"name\": \"optimum\", \"hits\": 1, \"hit_percent\": 33.333, \"gap_closed_percent\": 0.00}]}\n");
+    cr_expect_str_eq(
+        text, "{\"tokens\": 4, \"layers\": 1, \"experts\": 3, \"accesses\": 4, \"slots\": 2, \"counted\": 3, \"policies\": "
+              "[{\"name\": \"lru\", \"hits\": 1, \"hit_percent\": 33.333, \"gap_closed_percent\": 0.00}, "
+              "{\"name\": \"optimum\", \"hits\": 1, \"hit_percent\": 33.333, \"gap_closed_percent\": 0.00}]}\n");
     free(text);
     out = open_memstream(&text, &n);
     OK(command_replay(path, 2, NULL, false, out));

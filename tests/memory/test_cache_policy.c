@@ -1,4 +1,5 @@
-/* Policies of the expert cache: who goes first, against plain models of lru and lfu, and what the learned one must get right by construction. */
+/* Policies of the expert cache: who goes first, against plain models of lru and lfu, and what the learned one must get right by
+ * construction. */
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
@@ -126,7 +127,8 @@ static void random_calls(const char *name)
 Test(cache_policy, lru_against_a_plain_model) { random_calls("lru"); }
 Test(cache_policy, lfu_against_a_plain_model) { random_calls("lfu"); }
 
-/* --- learned ----------------------------------------------------------------------------------------------------------------- */
+/* --- learned -----------------------------------------------------------------------------------------------------------------
+ */
 
 static void pass(cache_policy *p, int layer, const int32_t *expert, int n)
 {

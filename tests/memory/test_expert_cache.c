@@ -1,5 +1,5 @@
-/* The expert cache over the simulated disk: random schedules with delays and faults, every lease held against the bytes of the files, the
- * invariants after every call; hits against a plain list; least memory; the hot set. */
+/* The expert cache over the simulated disk: random schedules with delays and faults, every lease held against the bytes of the
+ * files, the invariants after every call; hits against a plain list; least memory; the hot set. */
 #include "tests/memory/expert_cache_fixture.h"
 
 static void sim_setup(fixture *f, sim_disk **disk, bool records, uint64_t seed)
@@ -50,7 +50,8 @@ static void run_layer(fixture *f, int layer, const int32_t *e, int n)
     }
 }
 
-/* --- plain model of lru ------------------------------------------------------------------------------------------------------ */
+/* --- plain model of lru ------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct plain {
     bool there[IDS];
@@ -108,7 +109,8 @@ Test(expert_cache, hits_what_a_plain_list_hits)
                     accesses += (uint64_t)n;
                 }
             expert_cache_get_stats(f.cache, &s);
-            cr_expect(s.accesses == accesses && s.hits == m.hits && s.reads == m.reads && s.ahead_reads == 0 && s.wasted_bytes == 0,
+            cr_expect(s.accesses == accesses && s.hits == m.hits && s.reads == m.reads && s.ahead_reads == 0 &&
+                          s.wasted_bytes == 0,
                       "%d slots: %lu hits, %lu reads; the list: %lu, %lu", slots, s.hits, s.reads, m.hits, m.reads);
             sim_end(&f, disk);
         }
@@ -161,7 +163,8 @@ Test(expert_cache, all_slots_leased_is_said_and_passes)
     sim_end(&f, disk);
 }
 
-/* --- any schedule ------------------------------------------------------------------------------------------------------------ */
+/* --- any schedule ------------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct schedule {
     fixture *f;
@@ -195,7 +198,8 @@ static void some_acquire(schedule *s)
         s->failures++;
         char name[64];
         snprintf(name, sizeof name, "expert %d of layer %d", (int)(wanted[which] % EXPERTS), (int)(wanted[which] / EXPERTS));
-        cr_assert(strstr(moe_error_text(), name) != NULL && strstr(moe_error_text(), "m/file") != NULL, "%s: %s", name, moe_error_text());
+        cr_assert(strstr(moe_error_text(), name) != NULL && strstr(moe_error_text(), "m/file") != NULL, "%s: %s", name,
+                  moe_error_text());
     } else {
         cr_assert(rc == MOE_OK || rc == MOE_E_FULL, "%s", moe_error_text());
     }
@@ -283,7 +287,8 @@ Test(expert_cache, any_schedule_with_a_disk_that_fails)
         any_schedule(cache_policy_name((int)(seed % 3)), seed % 2, 2 + (int)(seed * 7 % IDS), seed, true);
 }
 
-/* --- ahead, hot -------------------------------------------------------------------------------------------------------------- */
+/* --- ahead, hot --------------------------------------------------------------------------------------------------------------
+ */
 
 Test(expert_cache, what_was_read_ahead_is_a_hit_or_wasted)
 {
@@ -330,7 +335,8 @@ Test(expert_cache, the_hot_set_comes_back)
     OK(expert_cache_choose(f.cache, 2, (int32_t[]){2, 4}, 2));
     expert_cache_stats s;
     expert_cache_get_stats(f.cache, &s);
-    cr_expect(s.hits == 2 && s.reads == s.ahead_reads && s.reads >= 4, "%lu hits, %lu reads, %lu of them ahead", s.hits, s.reads, s.ahead_reads);
+    cr_expect(s.hits == 2 && s.reads == s.ahead_reads && s.reads >= 4, "%lu hits, %lu reads, %lu of them ahead", s.hits, s.reads,
+              s.ahead_reads);
     OK(expert_cache_check(f.cache));
     sim_end(&f, disk);
 }

@@ -1,5 +1,5 @@
-/* The expert cache and what can be wrong: files that do not hold the experts, reads that fail, records that are damaged, a disk that hangs; and real
- * files through both backends, with the last bytes of a file that O_DIRECT cannot read. */
+/* The expert cache and what can be wrong: files that do not hold the experts, reads that fail, records that are damaged, a disk
+ * that hangs; and real files through both backends, with the last bytes of a file that O_DIRECT cannot read. */
 #include "tests/memory/expert_cache_fixture.h"
 
 static void sim_setup(fixture *f, sim_disk **disk)
@@ -183,7 +183,8 @@ Test(expert_cache_faults, closing_while_reads_are_in_flight)
     sim_disk_free(disk);
 }
 
-/* --- real files -------------------------------------------------------------------------------------------------------------- */
+/* --- real files --------------------------------------------------------------------------------------------------------------
+ */
 
 static void all_of_it(fixture *f, int slots)
 {
