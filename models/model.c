@@ -13,6 +13,7 @@
 
 #include "models/formats/gguf.h"
 #include "models/formats/model_private.h"
+#include "models/text/tokenizer_gguf.h"
 
 moe_err model_add_file(model *m, const char *path)
 {
@@ -43,16 +44,18 @@ moe_err model_make_extents(model *m, int64_t n)
     return MOE_OK;
 }
 
-moe_err model_folder_with(char **out, const char *dir, const char *file)
+moe_err model_folder_tokenizer(model *m, const char *dir)
 {
-    char *path = NULL;
-    *out = NULL;
-    if (asprintf(&path, "%s/%s", dir, file) < 0)
-        return moe_fail(MOE_E_OS, "out of memory");
-    const bool there = access(path, F_OK) == 0;
-    free(path);
-    if (there && (*out = strdup(dir)) == NULL)
-        return moe_fail(MOE_E_OS, "out of memory");
+    static const char *const names[] = {"tokenizer.json", TOKENIZER_GGUF};
+    for (int i = 0; i < 2 && m->tokenizer == NULL; i++) {
+        char *path = NULL;
+        if (asprintf(&path, "%s/%s", dir, names[i]) < 0)
+            return moe_fail(MOE_E_OS, "out of memory");
+        const bool there = access(path, F_OK) == 0;
+        free(path);
+        if (there && (m->tokenizer = strdup(dir)) == NULL)
+            return moe_fail(MOE_E_OS, "out of memory");
+    }
     return MOE_OK;
 }
 

@@ -51,7 +51,7 @@ moe_err model_open_hf(model *m, const char *dir)
     for (int i = 0; i < hf_reader_files(r); i++)
         TRY_GOTO(model_add_file(m, hf_reader_path(r, i)), rc, out);
     TRY_GOTO(fill_extents(m, r), rc, out);
-    rc = model_folder_with(&m->tokenizer, dir, "tokenizer.json");
+    rc = model_folder_tokenizer(m, dir);
 out:
     hf_reader_close(r);
     return rc;

@@ -10,7 +10,6 @@
 #include "models/formats/json_reader.h"
 #include "models/formats/model_private.h"
 #include "models/formats/packed.h"
-#include "models/text/tokenizer_gguf.h"
 
 enum { DENSE_FILE, EXPERTS_FILE, MAX_MANIFEST = 256 << 20 /* bytes; a sum is 16 of them, an expert one sum */ };
 
@@ -212,12 +211,6 @@ static moe_err add_data_file(model *m, const char *dir, const char *name)
     return rc;
 }
 
-static moe_err find_tokenizer(model *m, const char *dir)
-{
-    TRY(model_folder_with(&m->tokenizer, dir, "tokenizer.json"));
-    return m->tokenizer != NULL ? MOE_OK : model_folder_with(&m->tokenizer, dir, TOKENIZER_GGUF);
-}
-
 moe_err model_open_packed(model *m, const char *dir)
 {
     char *path = NULL, *text = NULL;
@@ -239,7 +232,7 @@ moe_err model_open_packed(model *m, const char *dir)
     TRY_GOTO(model_make_extents(m, n), rc, out);
     TRY_GOTO(read_dense(s.dense, m, table, n), rc, out);
     TRY_GOTO(read_experts(s.experts, m, table, n), rc, out);
-    rc = find_tokenizer(m, dir);
+    rc = model_folder_tokenizer(m, dir);
 out:
     free(table);
     free(text);

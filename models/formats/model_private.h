@@ -32,8 +32,8 @@ moe_err model_open_packed(model *m, const char *dir) MOE_MUST_CHECK;
 moe_err model_add_file(model *m, const char *path) MOE_MUST_CHECK;
 /* extent[] for a table of n tensors, zeroed. */
 moe_err model_make_extents(model *m, int64_t n) MOE_MUST_CHECK;
-/* The folder when a file of that name is in it, malloc'ed; *out NULL otherwise. */
-moe_err model_folder_with(char **out, const char *dir, const char *file) MOE_MUST_CHECK;
+/* The folder as the tokenizer when it holds one, as tokenizer.json or tokenizer.gguf. */
+moe_err model_folder_tokenizer(model *m, const char *dir) MOE_MUST_CHECK;
 /* row_bytes and bytes of rows in `format`. MOE_E_DATA when a row is no whole number of blocks. */
 moe_err model_rows_extent(model_extent *e, const char *path, const tensor_info *info, numfmt format) MOE_MUST_CHECK;
 
