@@ -1,8 +1,9 @@
 /* The chance that an expert is chosen in the next pass over its layer, and what is learned from each choice. Owns the features
  * and the weights of one logistic regression for all layers. One thread. Rule: plain multiplications and additions in a fixed
- * order, no libm: two machines that see the same choices evict the same experts. Constants: bench of the traces in
- * tests/fixtures/traces and others, `moe-serve replay`. Rates of 4, 32 and 256 passes and a step of 0.05 were the best of those
- * tried (2 to 5 rates, steps 0.01 .. 0.1); looking 2 .. 16 passes ahead instead of one was worse everywhere. */
+ * order, no libm: two machines that see the same choices evict the same experts.
+ * Constants: chosen by replaying the four traces of tests/fixtures/traces, on which they are also tested; no other trace was at
+ * hand. Rates of 4, 32 and 256 passes are within half a point of the other sets tried (2 to 5 rates), steps 0.01 .. 0.1 within one.
+ * Chances over the next 2 .. 16 passes instead of one: the same on the two made-up routers, up to 5 points worse on recorded text. */
 #include <math.h>
 #include <string.h>
 
