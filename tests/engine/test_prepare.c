@@ -361,7 +361,7 @@ Test(prepare, bad_inputs)
     expect_fail("bytes", 0, in_dir("nowhere.txt"), MOE_E_NOINPUT, "nowhere.txt: No such file");
     expect_fail("bytes", 0, dir, MOE_E_NOINPUT, "not a regular file");
     const char *file = write_text("b.txt", "abc");
-    expect_fail(in_dir("nowhere"), 0, file, MOE_E_NOINPUT, "expected a tokenizer.json, a folder with one, or \"bytes\"");
+    expect_fail(in_dir("nowhere"), 0, file, MOE_E_NOINPUT, "expected a tokenizer.json, a folder with one, a GGUF file, or \"bytes\"");
     expect_fail("bytes", 1, file, MOE_E_USAGE, "--val-fraction 1");
     expect_fail("bytes", -0.1, file, MOE_E_USAGE, "--val-fraction -0.1");
     expect_fail("bytes", NAN, file, MOE_E_USAGE, "--val-fraction nan");
