@@ -41,10 +41,10 @@ static inline void turn_words(uint8_t *out, const uint8_t *in, size_t stride)
     u32x4 r[4];
     for (size_t i = 0; i < 4; i++)
         memcpy(&r[i], in + i * stride, sizeof r[i]);
-    const u32x4 a = __builtin_shuffle(r[0], r[1], (u32x4){0, 4, 1, 5}), A = __builtin_shuffle(r[0], r[1], (u32x4){2, 6, 3, 7});
-    const u32x4 b = __builtin_shuffle(r[2], r[3], (u32x4){0, 4, 1, 5}), B = __builtin_shuffle(r[2], r[3], (u32x4){2, 6, 3, 7});
-    r[0] = __builtin_shuffle(a, b, (u32x4){0, 1, 4, 5}), r[1] = __builtin_shuffle(a, b, (u32x4){2, 3, 6, 7});
-    r[2] = __builtin_shuffle(A, B, (u32x4){0, 1, 4, 5}), r[3] = __builtin_shuffle(A, B, (u32x4){2, 3, 6, 7});
+    const u32x4 a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), A = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+    const u32x4 b = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5), B = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+    r[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5), r[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    r[2] = __builtin_shufflevector(A, B, 0, 1, 4, 5), r[3] = __builtin_shufflevector(A, B, 2, 3, 6, 7);
     for (size_t i = 0; i < 4; i++)
         memcpy(out + i * QLINE, &r[i], sizeof r[i]);
 }
@@ -52,14 +52,13 @@ static inline void turn_words(uint8_t *out, const uint8_t *in, size_t stride)
 /* 8 x 8 halves, written 2 * PANEL bytes apart. */
 static inline void turn_halves(uint8_t *out, const uint8_t *in, size_t stride)
 {
-    const u16x8 low = {0, 8, 1, 9, 2, 10, 3, 11}, high = {4, 12, 5, 13, 6, 14, 7, 15};
     u16x8 r[8], t[8];
     for (size_t i = 0; i < 8; i++)
         memcpy(&r[i], in + i * stride, sizeof r[i]);
     for (int round = 0; round < 3; round++) { /* i and i + 4 are interleaved: after three rounds columns are rows */
         for (int i = 0; i < 4; i++) {
-            t[2 * i] = __builtin_shuffle(r[i], r[i + 4], low);
-            t[2 * i + 1] = __builtin_shuffle(r[i], r[i + 4], high);
+            t[2 * i] = __builtin_shufflevector(r[i], r[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+            t[2 * i + 1] = __builtin_shufflevector(r[i], r[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
         }
         memcpy(r, t, sizeof r);
     }

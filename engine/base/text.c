@@ -31,7 +31,8 @@ void text_add_bytes(text_buf *t, const void *bytes, size_t n)
 {
     if (!reserve(t, n))
         return;
-    memcpy(t->data + t->used, bytes, n);
+    if (n > 0) /* nothing may come from NULL */
+        memcpy(t->data + t->used, bytes, n);
     t->used += n;
     t->data[t->used] = '\0';
 }
