@@ -84,6 +84,12 @@ static moe_err run_detokenize(const void *args, const cli_words *words)
     return command_detokenize(words->word[0], words->word[1], a->json, stdout);
 }
 
+static moe_err run_template(const void *args, const cli_words *words)
+{
+    const model_cli *a = args;
+    return command_template(words->word[0], words->word[1], a->json, stdout);
+}
+
 static moe_err run_pack(const void *args, const cli_words *words)
 {
     const model_cli *a = args;
@@ -131,6 +137,11 @@ static const cli_command commands[] = {
      .noptions = COUNT(tokenize_options), .args_bytes = sizeof(model_cli), .min_words = 2, .max_words = 2, .run = run_tokenize},
     {.name = "detokenize", .synopsis = "MODEL IDS|- [--json]", .summary = "the text of token ids (1,2,3)", .options = detokenize_options,
      .noptions = COUNT(detokenize_options), .args_bytes = sizeof(model_cli), .min_words = 2, .max_words = 2, .run = run_detokenize},
+    {.name = "template", .synopsis = "MODEL MESSAGES.json|- [--json]", .summary = "the text that the model's chat template makes of messages",
+     .details = "MESSAGES.json is a list of {\"role\": ..., \"content\": ...}, or an object of the template's variables: messages, tools,\n"
+                "add_generation_prompt, ... With --json the token ids too; special tokens only where the template itself wrote them.\n",
+     .options = detokenize_options, .noptions = COUNT(detokenize_options), .args_bytes = sizeof(model_cli), .min_words = 2, .max_words = 2,
+     .run = run_template},
 };
 
 int main(int argc, char **argv)

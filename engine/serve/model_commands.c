@@ -4,11 +4,13 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "engine/base/cli.h"
 #include "engine/serve/inspect.h"
 #include "engine/serve/json_text.h"
+#include "models/text/chat.h"
 #include "models/text/tokenizer.h"
 
 enum { INPUT_LIMIT = 1 << 30 /* bytes of text from stdin */ };
@@ -37,21 +39,38 @@ moe_err command_inspect(const char *path, uint64_t host_bytes, bool json, FILE *
     return rc;
 }
 
+static moe_err read_stream(FILE *in, const char *name, text_buf *t)
+{
+    char chunk[65536];
+    for (size_t n; t->used < INPUT_LIMIT && (n = fread(chunk, 1, sizeof chunk, in)) > 0;)
+        text_add_bytes(t, chunk, n);
+    if (ferror(in))
+        return moe_fail(MOE_E_IO, "cannot read %s: %s", name, strerror(errno));
+    if (t->used >= INPUT_LIMIT)
+        return moe_fail(MOE_E_DATA, "%s has more than %d bytes", name, (int)INPUT_LIMIT);
+    return t->failed ? moe_fail(MOE_E_OS, "out of memory") : MOE_OK;
+}
+
 /* The word itself, or all of stdin for "-". */
 static moe_err read_input(const char *word, text_buf *t)
 {
-    char chunk[65536];
-    if (strcmp(word, "-") != 0) {
-        text_add(t, word);
-    } else {
-        for (size_t n; t->used < INPUT_LIMIT && (n = fread(chunk, 1, sizeof chunk, stdin)) > 0;)
-            text_add_bytes(t, chunk, n);
-        if (ferror(stdin))
-            return moe_fail(MOE_E_IO, "cannot read stdin: %s", strerror(errno));
-        if (t->used >= INPUT_LIMIT)
-            return moe_fail(MOE_E_DATA, "stdin has more than %d bytes", (int)INPUT_LIMIT);
-    }
+    if (strcmp(word, "-") == 0)
+        return read_stream(stdin, "stdin", t);
+    text_add(t, word);
     return t->failed ? moe_fail(MOE_E_OS, "out of memory") : MOE_OK;
+}
+
+/* A file, or stdin for "-". */
+static moe_err read_file(const char *path, text_buf *t)
+{
+    if (strcmp(path, "-") == 0)
+        return read_stream(stdin, "stdin", t);
+    FILE *in = fopen(path, "rb");
+    if (in == NULL)
+        return moe_fail(MOE_E_NOINPUT, "cannot open %s: %s", path, strerror(errno));
+    const moe_err rc = read_stream(in, path, t);
+    fclose(in);
+    return rc;
 }
 
 static moe_err print_pieces(const tokenizer *tok, const token_ids *ids, text_buf *t)
@@ -144,6 +163,48 @@ done:
     text_free(&bytes);
     text_free(&in);
     tokenizer_close(tok);
+    return rc;
+}
+
+static void add_ids(text_buf *t, const token_ids *ids)
+{
+    for (size_t i = 0; i < ids->n; i++)
+        text_printf(t, "%s%d", i == 0 ? "" : ", ", ids->id[i]);
+}
+
+moe_err command_template(const char *path, const char *messages, bool json, FILE *out)
+{
+    chat *c = NULL;
+    tokenizer *tok = NULL;
+    text_buf in = {0}, t = {0};
+    template_output text = {0};
+    token_ids ids = {0};
+    const time_t seconds = time(NULL);
+    struct tm now;
+    moe_err rc;
+    localtime_r(&seconds, &now);
+    TRY_GOTO(read_file(messages, &in), rc, done);
+    TRY_GOTO(chat_open(&c, path), rc, done);
+    TRY_GOTO(chat_render(c, in.used > 0 ? in.data : "", in.used, &now, &text), rc, done);
+    if (json) {
+        TRY_GOTO(tokenizer_open(&tok, path), rc, done);
+        TRY_GOTO(chat_encode(tok, &text, &ids), rc, done);
+        text_add(&t, "{\"text\": ");
+        json_text_add(&t, text.text, text.n);
+        text_add(&t, ", \"tokens\": [");
+        add_ids(&t, &ids);
+        text_add(&t, "]}\n");
+    } else {
+        text_add_bytes(&t, text.text, text.n);
+    }
+    rc = print_text(&t, out);
+done:
+    template_output_free(&text);
+    text_free(&t);
+    text_free(&in);
+    free(ids.id);
+    tokenizer_close(tok);
+    chat_close(c);
     return rc;
 }
 

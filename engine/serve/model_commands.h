@@ -16,6 +16,8 @@ moe_err command_tokenize(const char *path, const char *text, bool specials, bool
 /* ids: "1,2,3" (commas or blanks between), "-": stdin. */
 moe_err command_detokenize(const char *path, const char *ids, bool json, FILE *out) MOE_MUST_CHECK;
 /* A packed folder of the model, converted where the options say so. */
+/* The model's own chat template over a file of messages ("-": stdin): a list, or an object of variables. */
+moe_err command_template(const char *path, const char *messages, bool json, FILE *out) MOE_MUST_CHECK;
 moe_err command_pack(const char *path, const char *dir, const packed_options *o, FILE *out) MOE_MUST_CHECK;
 /* experts, top_k, noise, seed and dtype of o; the rest is filled in. */
 moe_err command_upcycle(const char *path, const char *dir, const upcycle_options *o, FILE *out) MOE_MUST_CHECK;

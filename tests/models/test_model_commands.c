@@ -40,6 +40,7 @@ static void setup(void)
     gguf_build_strings(&b, "tokenizer.ggml.tokens", tokens, 6);
     gguf_build_array(&b, "tokenizer.ggml.token_type", GGUF_I32, types, 6, sizeof types);
     gguf_build_strings(&b, "tokenizer.ggml.merges", merges, 1);
+    gguf_build_string(&b, "tokenizer.chat_template", "{% for m in messages %}{{ m.role }}: {{ m.content }}<end>{% endfor %}");
     gguf_build_write(&b, file("m.gguf"));
     gguf_build_free(&b);
 }
@@ -152,4 +153,21 @@ Test(model_commands, strings_as_json)
     json_text_add(&t, "a\"\\\n\x01\x7F\xC3\xA9\xFFz", 10);
     cr_assert_str_eq(t.data, "\"a\\\"\\\\\\u000a\\u0001\\u007f\xC3\xA9\xEF\xBF\xBDz\"");
     text_free(&t);
+}
+
+/* What a message says never becomes a special token; what the template writes does. */
+Test(model_commands, chat_template)
+{
+    static const char messages[] = "[{\"role\": \"a\", \"content\": \"ab<end>\"}]";
+    FILE *f = fopen(file("messages.json"), "w");
+    cr_assert_not_null(f);
+    fputs(messages, f);
+    fclose(f);
+    cr_assert_eq(command_template(file("m.gguf"), file("messages.json"), false, begin()), MOE_OK, "%s", moe_error_text());
+    cr_assert_str_eq(finish(), "a: ab<end><end>");
+    cr_assert_eq(command_template(file("m.gguf"), file("messages.json"), true, begin()), MOE_OK, "%s", moe_error_text());
+    cr_assert_str_eq(finish(), "{\"text\": \"a: ab<end><end>\", \"tokens\": [0, 4, 2, 3]}\n");
+    cr_assert_eq(command_template(file("m.gguf"), file("nobody.json"), false, begin()), MOE_E_NOINPUT);
+    cr_assert_not_null(strstr(moe_error_text(), "nobody.json"));
+    finish();
 }
