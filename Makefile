@@ -5,7 +5,7 @@ GENERATOR ?= $(if $(shell command -v ninja),-G Ninja,)
 
 BUILD_PACKAGES := gcc cmake ninja-build make pkg-config liburing-dev libjemalloc-dev libyaml-dev libjansson-dev libpcre2-dev libzstd-dev \
                   libxxhash-dev libcriterion-dev
-DEMO_PACKAGES := bible-kjv bible-kjv-text dict-gcide anarchism python3 python3-matplotlib
+DEMO_PACKAGES := bible-kjv bible-kjv-text dict-gcide anarchism python3 python3-matplotlib python3-pip
 
 .PHONY: all deps build demo demo-deps test test-long fuzz bench clean format help
 
@@ -26,8 +26,9 @@ $(BUILD)/CMakeCache.txt: | deps
 build: deps $(BUILD)/CMakeCache.txt ## build everything into build/
 	@cmake --build $(BUILD) --parallel $(JOBS)
 
-demo: build demo-deps ## train an MoE four times larger than its memory on real text, and look at it (under 10 minutes)
+demo: build demo-deps ## train an MoE four times larger than its memory on real text; then real weights, upcycled (under 15 minutes)
 	@bench/demo/demo.sh $(BUILD)
+	@bench/demo/real.sh $(BUILD)
 
 test: build ## every quick test (under 7 minutes with the build)
 	@tests/run.sh $(BUILD) $(JOBS)
