@@ -7,6 +7,8 @@
 #ifndef MOE_EXPERTS_EXPERTS_H
 #define MOE_EXPERTS_EXPERTS_H
 
+#include <stdatomic.h>
+
 #include "experts/balance.h"
 #include "experts/step_log.h"
 #include "kernels/backend.h"
@@ -26,7 +28,7 @@ typedef struct moe_layers {
     stash *stash;
     const step_log *log;
     balance *balance;        /* NULL outside training                                       */
-    const volatile int *stop; /* non-zero: leave with MOE_E_TEMP before the next expert      */
+    const atomic_int *stop;  /* non-zero: leave with MOE_E_TEMP before the next expert      */
 
     int D, F, Fp, E, K, layers;
     router_rule rule;
@@ -61,7 +63,7 @@ typedef struct moe_config {
     stash *stash;
     const step_log *log;
     balance *balance;
-    const volatile int *stop;
+    const atomic_int *stop;
     int64_t max_tokens, chunk;
     bool bf16_moments, bf16_weights;
     uint64_t seed;

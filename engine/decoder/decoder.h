@@ -6,6 +6,8 @@
 #ifndef MOE_ENGINE_DECODER_DECODER_H
 #define MOE_ENGINE_DECODER_DECODER_H
 
+#include <stdatomic.h>
+
 #include "engine/decoder/dense.h"
 #include "experts/experts.h"
 
@@ -18,7 +20,7 @@ typedef struct decoder_config {
     stash *stash;              /* NULL: no training                                         */
     const step_log *log;
     balance *balance;          /* NULL: no training                                         */
-    const volatile int *stop;  /* non-zero: leave with MOE_E_TEMP before the next piece of work; or NULL */
+    const atomic_int *stop;    /* non-zero: leave with MOE_E_TEMP before the next piece of work; or NULL */
     int seq_len;
     int64_t max_tokens;        /* of a group, a multiple of seq_len                         */
     int64_t piece_tokens;      /* tokens of one piece of dense work, a multiple of seq_len  */

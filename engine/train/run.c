@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <math.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +13,7 @@
 #include "engine/train/commands.h"
 #include "memory/budget.h"
 
-static volatile int stop_signals;
+static atomic_int stop_signals; /* a handler runs on any thread */
 
 /* The first signal asks for a stop at the next safe point; the second leaves at once: the last checkpoint on disk stands. */
 static void on_signal(int number)

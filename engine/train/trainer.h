@@ -4,6 +4,8 @@
 #ifndef MOE_ENGINE_TRAIN_TRAINER_H
 #define MOE_ENGINE_TRAIN_TRAINER_H
 
+#include <stdatomic.h>
+
 #include "comm/comm.h"
 #include "engine/data/dataset.h"
 #include "engine/plan/plan.h"
@@ -26,7 +28,7 @@ typedef enum trainer_mode {
 typedef struct trainer_options {
     trainer_mode mode;
     bool fresh;                 /* refuse a folder that has a checkpoint (--resume never)    */
-    volatile int *stop;         /* becomes non-zero when a signal asks for a stop, or NULL   */
+    const atomic_int *stop;     /* becomes non-zero when a signal asks for a stop, or NULL   */
     io *io;                     /* every byte of store and checkpoints goes here; NULL: opened as memory.io says */
 } trainer_options;
 
@@ -62,7 +64,7 @@ typedef struct trainer {
     int32_t *window;            /* [seq_len + 1]     */
     double *dense_squares;      /* [L + 2]           */
     int64_t *expert_rows;       /* [layers * E]      */
-    volatile int *stop;         /* set by signals; NULL: none */
+    const atomic_int *stop;     /* set by signals; NULL: none */
     uint64_t dense_written;     /* bytes of dense parts in checkpoints */
     trainer_counters counted;   /* when the last step was reported */
 } trainer;

@@ -2,6 +2,7 @@
  * it stands at the last finished step, may go on, and whatever is reopened ends where the undisturbed run ends, bit for bit.
  * The disk is simulated (tests/memory/sim_disk.h). The quick form takes a seeded sample of the operations; MOE_TEST_LONG: all of them. */
 #include <criterion/criterion.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -139,8 +140,8 @@ Test(faults, every_kind_speculative) { every_fault(speculative); }
 
 /* --- something happens at the n-th transfer of step 3 --------------------------------------------------------------------------- */
 
-static volatile int stop;
-static int transfers, happens_at; /* -1: never */
+static atomic_int stop;
+static atomic_int transfers, happens_at; /* counted on the store's thread; -1: never */
 static sim_disk *hooked_disk;
 static const fault *hooked_fault; /* NULL: a signal */
 
@@ -148,9 +149,10 @@ static moe_err (*real_submit)(io_queue *q, io_transfer *list);
 
 static moe_err counting_submit(io_queue *q, io_transfer *list)
 {
-    if (++transfers == happens_at && hooked_fault == NULL)
+    const bool now = ++transfers == happens_at;
+    if (now && hooked_fault == NULL)
         stop = 1;
-    else if (transfers == happens_at)
+    else if (now)
         sim_disk_fail(hooked_disk, hooked_fault->what, hooked_fault->part, MANY, MOE_E_IO, hooked_fault->reason);
     return real_submit(q, list);
 }
