@@ -19,8 +19,8 @@ typedef int32_t stash_id; /* order of creation in this pass, from 0 */
  * spilled. */
 moe_err stash_new(stash *s, size_t bytes, stash_id *id, void **buf) MOE_MUST_CHECK;
 void stash_seal(stash *s, stash_id id);
-/* Backward: the block in RAM (blocks while it is read), pinned until stash_free. Also starts reading the blocks made before it.
- */
+/* Backward: the block in RAM (blocks while it is read), pinned until stash_free, the caller's to change: nothing reads a copy of it
+ * again, not even one that is still being written. Also starts reading the blocks made before it. */
 moe_err stash_take(stash *s, stash_id id, void **buf) MOE_MUST_CHECK;
 /* Gone for good. When all blocks are gone the ids begin at 0 again. */
 void stash_free(stash *s, stash_id id);
