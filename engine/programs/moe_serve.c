@@ -49,7 +49,7 @@ typedef struct generate_cli {
     int64_t max_tokens, streams, parallel, chunk, top_k, penalty_window, dry_allowed, dry_window, logprobs;
     double temperature, top_p, min_p, typical_p, repeat, presence, frequency, dry_multiplier, dry_base, xtc_probability, xtc_threshold;
     uint64_t seed;
-    bool specials, show_specials, ignore_eos, json, quiet;
+    bool specials, show_specials, ignore_eos, no_hot, json, quiet;
 } generate_cli;
 
 #define GENERATE(kind_, name_, field, value_) .name = name_, .kind = kind_, .offset = offsetof(generate_cli, field), .value = value_
@@ -84,6 +84,8 @@ static const cli_option generate_cli_options[] = {
     {GENERATE(CLI_NUMBER, "xtc-threshold", xtc_threshold, "P"), .fallback = "0.1", .min = 0, .max = 1, .help = "... likely: at least P"},
     {GENERATE(CLI_LIST, "logit-bias", bias, "ID=B"), .help = "added to a token's logit, -inf forbids it; may be repeated"},
     MACHINE_OPTIONS(generate_cli),
+    {GENERATE(CLI_FLAG, "no-hot", no_hot, NULL),
+     .help = "do not remember, in the user's cache folder, which experts were in memory\n(else they are read first the next time)"},
     {GENERATE(CLI_INT, "parallel", parallel, "N"), .fallback = "16", .min = 1, .max = 4096, .help = "texts at once at most; the others follow"},
     {GENERATE(CLI_INT, "chunk", chunk, "N"), .fallback = "0", .min = 0, .max = 1e6, .help = "tokens of a step at most; 0: 512, or the prompts"},
     {GENERATE(CLI_FLAG, "json", json, NULL), .group = "Output", .help = "one JSON object: texts, token ids, why they ended, timings"},
@@ -111,6 +113,7 @@ static moe_err run_generate(const void *args, const cli_words *words)
     };
     TRY(machine_options(&o.session, words->word[0], &a->machine));
     o.session.chunk = (int)a->chunk;
+    o.session.hot = !a->no_hot;
     return command_generate(&o, stdout, stderr);
 }
 

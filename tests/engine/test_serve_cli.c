@@ -1,5 +1,6 @@
 /* moe-serve as a user starts it: what goes to stdout, what to stderr, and the exit status; texts from small models at rest. */
 #include <criterion/criterion.h>
+#include <glob.h>
 #include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
@@ -12,6 +13,24 @@ typedef struct outcome {
     char out[1 << 17];
     int status;
 } outcome;
+
+static char cache[64]; /* the user's cache folder */
+
+static void make_cache(void)
+{
+    snprintf(cache, sizeof cache, "/tmp/moe-serve-cache-XXXXXX");
+    cr_assert_not_null(mkdtemp(cache));
+    cr_assert_eq(setenv("XDG_CACHE_HOME", cache, 1), 0);
+}
+
+static void remove_cache(void)
+{
+    char command[96];
+    snprintf(command, sizeof command, "rm -rf %s", cache);
+    cr_assert_eq(system(command), 0);
+}
+
+TestSuite(serve_cli, .init = make_cache, .fini = remove_cache);
 
 /* Runs moe-serve with these words in a shell; stderr follows stdout when `both`. */
 static void run(outcome *o, const char *words, bool both)
@@ -195,4 +214,47 @@ Test(serve_cli, a_signal_ends_it_with_its_exit_code, .timeout = 60)
     cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 75, "status 0x%x", status);
     close(in[0]);
     close(in[1]);
+}
+
+/* Of the first text; new. */
+static json_t *tokens_of(const outcome *o)
+{
+    json_t *root = json_loads(o->out, 0, NULL), *tokens = json_object_get(json_array_get(json_object_get(root, "texts"), 0), "tokens");
+    cr_assert_gt(json_array_size(tokens), 0, "%s", o->out);
+    json_incref(tokens);
+    json_decref(root);
+    return tokens;
+}
+
+static int hot_files(void)
+{
+    char pattern[96];
+    glob_t g;
+    snprintf(pattern, sizeof pattern, "%s/moe-serve/*.hot", cache);
+    const int rc = glob(pattern, 0, NULL, &g), n = rc == 0 ? (int)g.gl_pathc : 0;
+    globfree(&g);
+    return n;
+}
+
+/* The resident experts are remembered, one file a model; they change no text, and neither does a file that is damaged. */
+Test(serve_cli, remembers_the_hot_experts)
+{
+    static outcome first, again;
+    const char *words = "generate tests/fixtures/serve/olmoe --prompt-tokens 1,2,3 --tokenizer bytes --max-tokens 8 --temperature 0 --ignore-eos --json -q";
+    char command[160];
+    snprintf(command, sizeof command, "%s --no-hot", words);
+    run(&first, command, false);
+    cr_assert_eq(first.status, 0, "%s", first.out);
+    cr_assert_eq(hot_files(), 0);
+    for (int i = 0; i < 3; i++) {
+        run(&again, words, false);
+        cr_assert_eq(again.status, 0, "%s", again.out);
+        json_t *a = tokens_of(&first), *b = tokens_of(&again);
+        cr_assert(json_equal(a, b), "%s against %s", again.out, first.out);
+        json_decref(a), json_decref(b);
+        cr_assert_eq(hot_files(), 1);
+        snprintf(command, sizeof command, "for f in %s/moe-serve/*.hot; do echo damaged >$f; done", cache);
+        if (i == 1)
+            cr_assert_eq(system(command), 0);
+    }
 }
