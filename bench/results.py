@@ -16,7 +16,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "train"))
 import common as c
 
-ORDER = ("peers", "limit-small", "limit-big", "kernels", "store", "checkpoint", "size", "learning")
+ORDER = ("peers", "peers-tiny", "peers-small", "peers-fine", "limit-small", "limit-big", "kernels", "store", "checkpoint", "size", "learning")
 EXPERT_PRODUCTS = ("forward", "dx", "dw")
 
 
