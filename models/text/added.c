@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "models/text/unicode.h"
 #include "models/text/utf8.h"
 
 typedef struct node {
@@ -131,6 +132,18 @@ static int32_t longest_at(const added_set *s, const char *text, size_t bytes, si
     return best;
 }
 
+/* Neither the character before text[first, last) nor the one behind it is a word's. */
+static bool stands_alone(const char *text, size_t bytes, size_t first, size_t last)
+{
+    uint32_t cp;
+    size_t i = first;
+    while (i > 0 && (i == first || utf8_is_continuation(text[i])))
+        i--;
+    if (first > 0 && utf8_decode(text + i, first - i, &cp) > 0 && unicode_is(UNICODE_WORD, cp))
+        return false;
+    return last == bytes || utf8_decode(text + last, bytes - last, &cp) == 0 || !unicode_is(UNICODE_WORD, cp);
+}
+
 bool added_find(const added_set *s, const char *text, size_t bytes, size_t from, bool specials, size_t *first, size_t *last,
                 int32_t *id)
 {
@@ -142,7 +155,7 @@ bool added_find(const added_set *s, const char *text, size_t bytes, size_t from,
             continue;
         }
         const added_token *t = s->tokens + token;
-        if (t->special && !specials) {
+        if ((t->special && !specials) || (t->single_word && !stands_alone(text, bytes, i, end))) {
             i = end;
             continue;
         }

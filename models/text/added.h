@@ -13,6 +13,7 @@
 typedef struct added_token {
     int32_t id;
     bool special, lstrip, rstrip; /* strip: white space on that side belongs to the token */
+    bool single_word;             /* no word character stands beside it                   */
 } added_token;
 
 typedef struct added_set added_set;
@@ -23,7 +24,8 @@ void added_close(added_set *s);
 moe_err added_add(added_set *s, const char *text, size_t bytes, added_token token) MOE_MUST_CHECK;
 
 /* The first match in text[from, bytes): its span (with stripped white space, never before `from`) and id; false when there is
- * none. Special tokens count only with `specials`; the text of one that does not count is passed over whole. */
+ * none. Special tokens count only with `specials`, single words only
+ * alone; the text of one that does not count is passed over whole. */
 bool added_find(const added_set *s, const char *text, size_t bytes, size_t from, bool specials, size_t *first, size_t *last,
                 int32_t *id);
 

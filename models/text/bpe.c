@@ -4,8 +4,11 @@
  * with. Both ways give the same ids (test: short_and_long_words_agree). Hashing is XXH3. */
 #include "models/text/bpe.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "models/text/utf8.h"
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -15,6 +18,7 @@ enum {
     CACHE_WORDS = 1 << 15, /* entries, a power of two: 2 MiB */
     CACHE_WORD_BYTES = 20,
     CACHE_WORD_IDS = 8,
+    MAX_AFFIX = 256, /* bytes */
 };
 
 typedef struct piece {
@@ -41,8 +45,11 @@ struct bpe {
     size_t word_slots, plain;
     merge *merges; /* [merge_slots] */
     size_t merge_slots, merge_count;
-    int32_t byte_id[256];
-    bool whole_words;
+    int32_t byte_id[256]; /* of the byte, or with chars of "<0xNN>" */
+    bool whole_words, chars, fuse_unk, byte_fallback;
+    char *prefix, *suffix, *unk; /* never NULL with chars, but unk */
+    size_t prefix_n, suffix_n;
+    int32_t unk_id; /* -1: none */
 };
 
 moe_err token_ids_reserve(token_ids *ids, size_t more)
@@ -72,7 +79,28 @@ void bpe_close(bpe *b)
     free(b->text);
     free(b->words);
     free(b->merges);
+    free(b->prefix);
+    free(b->suffix);
+    free(b->unk);
     free(b);
+}
+
+moe_err bpe_use_chars(bpe *b, const bpe_chars *c)
+{
+    b->chars = true;
+    b->fuse_unk = c->fuse_unk;
+    b->byte_fallback = c->byte_fallback;
+    b->prefix = strdup(c->prefix ? c->prefix : "");
+    b->suffix = strdup(c->suffix ? c->suffix : "");
+    b->unk = c->unk ? strdup(c->unk) : NULL;
+    if (!b->prefix || !b->suffix || (c->unk && !b->unk))
+        return moe_fail(MOE_E_OS, "no memory for a vocabulary");
+    b->prefix_n = strlen(b->prefix);
+    b->suffix_n = strlen(b->suffix);
+    if (b->prefix_n > MAX_AFFIX || b->suffix_n > MAX_AFFIX)
+        return moe_fail(MOE_E_DATA, "prefix or suffix of subwords of %zu bytes; expected at most %d",
+                        b->prefix_n > b->suffix_n ? b->prefix_n : b->suffix_n, MAX_AFFIX);
+    return MOE_OK;
 }
 
 int32_t bpe_ids(const bpe *b) { return b->ids; }
@@ -200,13 +228,16 @@ moe_err bpe_add_merge(bpe *b, int64_t rank, const char *left, size_t nleft, cons
 {
     char both[4096];
     int32_t l, r, id;
+    const size_t cut = b->chars ? b->prefix_n : 0; /* of the right part */
     if (rank < 0 || rank >= (int64_t)NO_RANK || nleft > sizeof both / 2 || nright > sizeof both / 2)
         return moe_fail(MOE_E_DATA, "merge %lld: a piece of more than %zu bytes", (long long)rank, sizeof both / 2);
+    if (nright < cut)
+        return moe_fail(MOE_E_DATA, "merge %lld: the second part is shorter than the prefix of subwords", (long long)rank);
     memcpy(both, left, nleft);
-    memcpy(both + nleft, right, nright);
+    memcpy(both + nleft, right + cut, nright - cut);
     TRY(find_part(b, rank, left, nleft, &l));
     TRY(find_part(b, rank, right, nright, &r));
-    TRY(find_part(b, rank, both, nleft + nright, &id));
+    TRY(find_part(b, rank, both, nleft + nright - cut, &id));
     if (b->merge_count * 2 >= b->merge_slots)
         TRY(grow_merges(b));
     merge *m = b->merges + merge_slot(b, (uint64_t)(uint32_t)l << 32 | (uint32_t)r);
@@ -216,15 +247,22 @@ moe_err bpe_add_merge(bpe *b, int64_t rank, const char *left, size_t nleft, cons
     return MOE_OK;
 }
 
+int32_t bpe_find_byte(const bpe *b, unsigned char byte)
+{
+    char name[8];
+    return bpe_find(b, name, (size_t)snprintf(name, sizeof name, "<0x%02X>", byte));
+}
+
 moe_err bpe_finish(bpe *b, bool whole_words, bool all_bytes)
 {
     b->whole_words = whole_words;
+    b->unk_id = b->unk ? bpe_find(b, b->unk, strlen(b->unk)) : -1;
     if (b->merge_slots == 0)
         TRY(grow_merges(b));
     for (int c = 0; c < 256; c++) {
         const char byte = (char)c;
-        b->byte_id[c] = bpe_find(b, &byte, 1);
-        if (b->byte_id[c] < 0 && all_bytes)
+        b->byte_id[c] = b->chars ? bpe_find_byte(b, (unsigned char)c) : bpe_find(b, &byte, 1);
+        if (b->byte_id[c] < 0 && all_bytes && !b->chars)
             return moe_fail(MOE_E_DATA, "vocabulary: byte 0x%02x is not in it; a byte-level vocabulary holds all 256", c);
     }
     return MOE_OK;
@@ -283,10 +321,57 @@ static size_t byte_ids(const bpe *b, const char *word, size_t n, int32_t *id)
     return out;
 }
 
-static size_t merge_short(const bpe *b, const char *word, size_t bytes, int32_t *id)
+/* The bytes of one character with its affixes, each as a piece; 0 when one of them is none. */
+static size_t fall_back(const bpe *b, const char *text, size_t n, int32_t *id)
+{
+    for (size_t i = 0; i < n; i++)
+        if ((id[i] = b->byte_id[(unsigned char)text[i]]) < 0)
+            return 0;
+    return n;
+}
+
+/* The ids of a word's characters; `unk` waits until a known one comes, as the oracle has it (bytes pass it). */
+static moe_err char_ids(const bpe *b, const char *word, size_t bytes, int32_t *id, size_t *count)
+{
+    char text[2 * MAX_AFFIX + 4];
+    size_t out = 0;
+    bool waits = false;
+    for (size_t i = 0, k; i < bytes; i += k) {
+        uint32_t cp;
+        size_t n = i > 0 ? b->prefix_n : 0;
+        k = utf8_decode(word + i, bytes - i, &cp);
+        memcpy(text, b->prefix, n);
+        memcpy(text + n, word + i, k);
+        n += k;
+        if (i + k == bytes) {
+            memcpy(text + n, b->suffix, b->suffix_n);
+            n += b->suffix_n;
+        }
+        const int32_t found = bpe_find(b, text, n);
+        const size_t fallen = found < 0 && b->byte_fallback ? fall_back(b, text, n, id + out) : 0;
+        out += fallen;
+        if (found >= 0) {
+            if (waits)
+                id[out++] = b->unk_id;
+            id[out++] = found;
+            waits = false;
+        } else if (fallen == 0 && b->unk) {
+            if (b->unk_id < 0)
+                return moe_fail(MOE_E_DATA, "vocabulary: the piece for unknown characters, \"%.60s\", is not in it", b->unk);
+            if (waits && !b->fuse_unk)
+                id[out++] = b->unk_id;
+            waits = true;
+        }
+    }
+    if (waits)
+        id[out++] = b->unk_id;
+    *count = out;
+    return MOE_OK;
+}
+
+static size_t merge_short(const bpe *b, int32_t *id, size_t n)
 {
     uint32_t rank[SHORT_WORD];
-    size_t n = byte_ids(b, word, bytes, id);
     for (size_t i = 0; i + 1 < n; i++) {
         const merge *m = find_merge(b, id[i], id[i + 1]);
         rank[i] = m ? m->rank : NO_RANK;
@@ -362,11 +447,10 @@ static void push_pair(const bpe *b, bpe_room *r, size_t *heap_n, int32_t at)
         heap_push(r->heap, heap_n, (uint64_t)m->rank << 32 | (uint32_t)at);
 }
 
-/* Leaves the ids in r->id[0, result). */
-static size_t merge_long(const bpe *b, bpe_room *r, const char *word, size_t bytes)
+/* Merges r->id[0, n); leaves the ids in r->id[0, result). */
+static size_t merge_long(const bpe *b, bpe_room *r, size_t n)
 {
     size_t heap_n = 0;
-    const size_t n = byte_ids(b, word, bytes, r->id);
     for (size_t i = 0; i < n; i++) {
         r->prev[i] = (int32_t)i - 1;
         r->next[i] = i + 1 < n ? (int32_t)i + 1 : -1;
@@ -408,12 +492,18 @@ static moe_err merge_word(const bpe *b, bpe_room *r, const char *word, size_t n,
     const int32_t whole = b->whole_words ? bpe_find(b, word, n) : -1;
     if (whole >= 0)
         return append_ids(out, &whole, 1);
+    if (b->chars) {
+        size_t count = 0;
+        TRY(room_reserve(r, (n < INT32_MAX ? n : INT32_MAX) * (1 + b->prefix_n) + b->suffix_n + 1));
+        TRY(char_ids(b, word, n, r->id, &count));
+        return append_ids(out, r->id, count <= SHORT_WORD ? merge_short(b, r->id, count) : merge_long(b, r, count));
+    }
     if (n <= SHORT_WORD) {
         int32_t id[SHORT_WORD];
-        return append_ids(out, id, merge_short(b, word, n, id));
+        return append_ids(out, id, merge_short(b, id, byte_ids(b, word, n, id)));
     }
     TRY(room_reserve(r, n));
-    return append_ids(out, r->id, merge_long(b, r, word, n));
+    return append_ids(out, r->id, merge_long(b, r, byte_ids(b, word, n, r->id)));
 }
 
 moe_err bpe_word(const bpe *b, bpe_room *r, const char *word, size_t n, token_ids *out)

@@ -40,6 +40,14 @@ static inline moe_err text_buffer_append(text_buffer *b, const void *data, size_
     return MOE_OK;
 }
 
+/* A zero byte behind the text, not counted. */
+static inline moe_err text_buffer_append_zero(text_buffer *b)
+{
+    TRY(text_buffer_reserve(b, 1));
+    b->data[b->n] = '\0';
+    return MOE_OK;
+}
+
 static inline void text_buffer_free(text_buffer *b)
 {
     free(b->data);

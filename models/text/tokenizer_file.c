@@ -1,8 +1,7 @@
-/* One pass notes where the sections are (a reader is a value and can be kept as a bookmark); then vocabulary, merges, added
- * tokens, normalizer and pre-tokenizer are read in the order they need. Supported: model BPE without dropout, affixes or byte
- * fallback; normalizer none or NFC; pre-tokenizers Split (Regex or String; Isolated, Removed), Digits, ByteLevel, Sequence of
- * those; decoder ByteLevel. Not used, by intent: post_processor (training text gets no BOS), truncation, padding. Everything else
- * is an error that names it. */
+/* One pass notes where the sections are (a reader is a value and can be kept as a bookmark); then model, normalizer, pre-tokenizer, decoder,
+ * vocabulary, added tokens and post-processor are read in the order they need. Not used, by intent: truncation, padding. What is not
+ * known is an error that names it.
+ * A byte-level BPE without affixes works on bytes: its pieces are turned into bytes here; all other models work on the texts as they stand. */
 #include "models/text/tokenizer_file.h"
 
 #include <stdio.h>
@@ -10,12 +9,13 @@
 #include <string.h>
 
 #include "models/formats/json_reader.h"
+#include "models/text/component.h"
 #include "models/text/text_buffer.h"
 #include "models/text/tokenizer_steps.h"
 #include "models/text/utf8.h"
 
 typedef struct sections {
-    json_reader added, normalizer, pre_tokenizer, decoder, model, vocab, merges; /* at the value; text NULL: absent */
+    json_reader added, normalizer, pre_tokenizer, decoder, frame, model, vocab, merges; /* at the value; text NULL: absent */
     bool has_type, is_bytes;
 } sections;
 
@@ -49,57 +49,85 @@ bool tokenizer_letters_to_bytes(char *s, size_t *n)
     return true;
 }
 
-/* A value that must be null, false, "" or absent for the file to be supported. */
-static moe_err expect_unset(json_reader *r, const char *what)
+/* What the model says beside its vocabulary and merges. */
+typedef struct model_settings {
+    text_buffer prefix, suffix, unk;
+    bool has_unk, fuse_unk, byte_fallback, whole_words, word_level;
+    int64_t unk_id, max_chars;
+} model_settings;
+
+static void free_settings(model_settings *m)
 {
-    json_event e;
-    TRY(json_next(r, &e));
-    double zero = 1;
-    if (e == JSON_NUMBER)
-        TRY(json_double(r, &zero));
-    if (e == JSON_NULL || e == JSON_FALSE || (e == JSON_STRING && r->raw_bytes == 0) || (e == JSON_NUMBER && zero == 0))
-        return MOE_OK;
-    return json_fail(r, MOE_E_DATA, "%s is set; it is not supported", what);
+    text_buffer_free(&m->prefix);
+    text_buffer_free(&m->suffix);
+    text_buffer_free(&m->unk);
 }
 
-static moe_err read_model(json_reader *r, sections *s, bool *whole_words)
+static moe_err read_type(const component *c, tokenizer_parts *p, model_settings *m)
 {
-    static const char *const unset[] = {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"};
-    TRY(json_expect(r, JSON_OBJECT));
-    for (bool more;;) {
-        TRY(tokenizer_next_key(r, &more));
-        if (!more)
-            return MOE_OK;
-        if (json_is(r, "type")) {
-            TRY(json_expect(r, JSON_STRING));
-            if (!json_is(r, "BPE"))
-                return json_fail(r, MOE_E_DATA, "model \"%.*s\" is not supported; only BPE (byte-level) is",
-                                 (int)(r->raw_bytes < 40 ? r->raw_bytes : 40), r->raw);
-            continue;
-        }
-        if (json_is(r, "ignore_merges")) {
-            json_event e;
-            TRY(json_next(r, &e));
-            *whole_words = e == JSON_TRUE;
-            TRY(json_skip_rest(r));
-            continue;
-        }
-        const char *found = NULL;
-        for (size_t i = 0; i < sizeof unset / sizeof unset[0]; i++)
-            if (json_is(r, unset[i]))
-                found = unset[i];
-        if (found) {
-            char what[80];
-            snprintf(what, sizeof what, "model.%s", found);
-            TRY(expect_unset(r, what));
-            continue;
-        }
-        if (json_is(r, "vocab"))
-            s->vocab = *r;
-        else if (json_is(r, "merges"))
-            s->merges = *r;
-        TRY(json_skip(r));
+    text_buffer b = {0};
+    bool found;
+    TRY(component_text(c, "type", &b, &found));
+    const bool bpe = !found || (b.n == 3 && memcmp(b.data, "BPE", 3) == 0), unigram = b.n == 7 && memcmp(b.data, "Unigram", 7) == 0;
+    m->word_level = b.n == 9 && memcmp(b.data, "WordLevel", 9) == 0;
+    const bool wordpiece = b.n == 9 && memcmp(b.data, "WordPiece", 9) == 0;
+    p->kind = unigram ? MODEL_UNIGRAM : bpe ? MODEL_BPE : MODEL_WORDPIECE;
+    moe_err rc = MOE_OK;
+    if (!bpe && !unigram && !wordpiece && !m->word_level)
+        rc = json_fail(&c->inside, MOE_E_DATA, "model \"%.*s\" is not supported; BPE, Unigram, WordPiece and WordLevel are", (int)(b.n < 40 ? b.n : 40),
+                       b.data);
+    text_buffer_free(&b);
+    return rc;
+}
+
+/* Sampling would give other ids each time. */
+static moe_err refuse_dropout(const component *c)
+{
+    json_reader r;
+    json_event e;
+    bool found;
+    double value = 0;
+    TRY(component_at(c, "dropout", &r, &found));
+    if (!found)
+        return MOE_OK;
+    TRY(json_next(&r, &e));
+    if (e == JSON_NUMBER)
+        TRY(json_double(&r, &value));
+    return value == 0 ? MOE_OK : json_fail(&r, MOE_E_DATA, "model.dropout is set; it is not supported");
+}
+
+/* Neither NUL nor more than a name: it becomes a C string. */
+static moe_err read_name(const component *c, const char *key, text_buffer *out, bool *found)
+{
+    TRY(component_text(c, key, out, found));
+    if (out->n > 0 && memchr(out->data, '\0', out->n))
+        return json_fail(&c->inside, MOE_E_DATA, "model.%s holds a NUL character", key);
+    return text_buffer_append_zero(out);
+}
+
+static moe_err read_model(json_reader r, sections *s, tokenizer_parts *p, model_settings *m)
+{
+    bool found;
+    TRY(json_expect(&r, JSON_OBJECT));
+    const component c = {.type = "model", .inside = r};
+    m->unk_id = -1;
+    m->max_chars = 100;
+    TRY(read_type(&c, p, m));
+    TRY(refuse_dropout(&c));
+    TRY(read_name(&c, "continuing_subword_prefix", &m->prefix, &found));
+    if (!found && p->kind == MODEL_WORDPIECE) {
+        TRY(text_buffer_append(&m->prefix, "##", 2));
+        TRY(text_buffer_append_zero(&m->prefix));
     }
+    TRY(read_name(&c, "end_of_word_suffix", &m->suffix, NULL));
+    TRY(read_name(&c, "unk_token", &m->unk, &m->has_unk));
+    TRY(component_flag(&c, "fuse_unk", &m->fuse_unk, NULL));
+    TRY(component_flag(&c, "byte_fallback", &m->byte_fallback, NULL));
+    TRY(component_flag(&c, "ignore_merges", &m->whole_words, NULL));
+    TRY(component_int(&c, "unk_id", 0, BPE_MAX_IDS - 1, &m->unk_id));
+    TRY(component_int(&c, "max_input_chars_per_word", 0, INT32_MAX, &m->max_chars));
+    TRY(component_at(&c, "vocab", &s->vocab, &found));
+    return component_at(&c, "merges", &s->merges, &found);
 }
 
 /* Notes where the sections of the file are; checks the JSON of the whole file on the way. */
@@ -114,6 +142,7 @@ static moe_err find_sections(json_reader *r, sections *s)
                                    : json_is(r, "normalizer")    ? &s->normalizer
                                    : json_is(r, "pre_tokenizer") ? &s->pre_tokenizer
                                    : json_is(r, "decoder")       ? &s->decoder
+                                   : json_is(r, "post_processor") ? &s->frame
                                    : json_is(r, "model")         ? &s->model
                                                                  : NULL;
         if (where)
@@ -132,20 +161,44 @@ static moe_err find_sections(json_reader *r, sections *s)
 /* A vocabulary without large holes has fewer ids than its file has bytes: a short hostile file cannot ask for a large table. */
 static int64_t highest_id(const json_reader *r) { return r->bytes < BPE_MAX_IDS ? (int64_t)r->bytes : BPE_MAX_IDS - 1; }
 
-static moe_err read_vocab(json_reader r, bpe *model, text_buffer *b)
+/* letters: pieces are in GPT-2's alphabet and become bytes. */
+static moe_err read_vocab(json_reader r, bpe *model, bool letters, text_buffer *b)
 {
     TRY(json_expect(&r, JSON_OBJECT));
     for (bool more;;) {
         TRY(tokenizer_next_key(&r, &more));
         if (!more)
             return MOE_OK;
-        TRY(tokenizer_decode(&r, b));
+        TRY(tokenizer_decode_text(&r, b));
         int64_t id;
         TRY(json_get_int(&r, 0, highest_id(&r), &id));
-        const bool plain = b->n > 0 && tokenizer_letters_to_bytes(b->data, &b->n);
+        const bool plain = b->n > 0 && (!letters || tokenizer_letters_to_bytes(b->data, &b->n));
         if (bpe_add_piece(model, (int32_t)id, b->data, b->n, plain) != MOE_OK)
             return tokenizer_locate(&r);
     }
+}
+
+/* [["piece", score], ...] in the order of ids. */
+static moe_err read_scores(json_reader r, tokenizer_parts *p, text_buffer *b)
+{
+    TRY(json_expect(&r, JSON_ARRAY));
+    for (int32_t id = 0; id < BPE_MAX_IDS; id++) {
+        json_event e;
+        double score;
+        TRY(json_next(&r, &e));
+        if (e == JSON_ARRAY_END)
+            return MOE_OK;
+        if (e != JSON_ARRAY)
+            return json_fail(&r, MOE_E_DATA, "vocab: expected [piece, score], found %s", json_event_name(e));
+        TRY(json_expect(&r, JSON_STRING));
+        TRY(tokenizer_decode_text(&r, b));
+        TRY(json_get_double(&r, &score));
+        if (bpe_add_piece(p->model, id, b->data, b->n, b->n > 0) != MOE_OK)
+            return tokenizer_locate(&r);
+        TRY(unigram_add(p->unigram, id, score));
+        TRY(json_expect(&r, JSON_ARRAY_END));
+    }
+    return json_fail(&r, MOE_E_DATA, "vocab: more than %d pieces", BPE_MAX_IDS);
 }
 
 /* The two parts of a merge: ["a", "b"] or "a b". */
@@ -153,7 +206,7 @@ static moe_err read_pair(json_reader *r, json_event e, text_buffer *b, size_t *l
 {
     if (e == JSON_ARRAY) {
         TRY(json_expect(r, JSON_STRING));
-        TRY(tokenizer_decode(r, b));
+        TRY(tokenizer_decode_text(r, b));
         *left = b->n;
         TRY(json_expect(r, JSON_STRING));
         TRY(text_buffer_reserve(b, r->raw_bytes));
@@ -162,7 +215,7 @@ static moe_err read_pair(json_reader *r, json_event e, text_buffer *b, size_t *l
     }
     if (e != JSON_STRING)
         return json_fail(r, MOE_E_DATA, "merges: expected a string or a pair, found %s", json_event_name(e));
-    TRY(tokenizer_decode(r, b));
+    TRY(tokenizer_decode_text(r, b));
     const char *space = memchr(b->data, ' ', b->n);
     if (!space || memchr(space + 1, ' ', b->n - (size_t)(space + 1 - b->data)))
         return json_fail(r, MOE_E_DATA, "merges: expected two parts and one space, found \"%.*s\"", (int)(b->n < 60 ? b->n : 60),
@@ -173,7 +226,7 @@ static moe_err read_pair(json_reader *r, json_event e, text_buffer *b, size_t *l
     return MOE_OK;
 }
 
-static moe_err read_merges(json_reader r, bpe *model, text_buffer *b)
+static moe_err read_merges(json_reader r, bpe *model, bool letters, text_buffer *b)
 {
     TRY(json_expect(&r, JSON_ARRAY));
     for (int64_t rank = 0;; rank++) {
@@ -185,7 +238,7 @@ static moe_err read_merges(json_reader r, bpe *model, text_buffer *b)
         TRY(read_pair(&r, e, b, &left));
         size_t n = left, m = b->n - left;
         char *const right = b->data + left;
-        const bool plain = tokenizer_letters_to_bytes(b->data, &n) && tokenizer_letters_to_bytes(right, &m);
+        const bool plain = !letters || (tokenizer_letters_to_bytes(b->data, &n) && tokenizer_letters_to_bytes(right, &m));
         if (!plain)
             return json_fail(&r, MOE_E_DATA, "merge %lld has characters that stand for no byte", (long long)rank);
         if (bpe_add_merge(model, rank, b->data, n, right, m) != MOE_OK)
@@ -205,7 +258,8 @@ static moe_err settle_added(json_reader *r, tokenizer_parts *p, const text_buffe
         return moe_fail(MOE_E_OS, "no memory for an added token");
     memcpy(copy, content->data, content->n);
     size_t m = content->n;
-    tokenizer_letters_to_bytes(copy, &m);
+    if (!p->decoder)
+        tokenizer_letters_to_bytes(copy, &m);
     const bool same = m == n && memcmp(copy, bytes, n) == 0;
     free(copy);
     return same ? MOE_OK
@@ -213,10 +267,24 @@ static moe_err settle_added(json_reader *r, tokenizer_parts *p, const text_buffe
                             (int)(content->n < 60 ? content->n : 60), content->data, (int)(n < 60 ? n : 60), bytes);
 }
 
+static moe_err note_special(tokenizer_parts *p, const added_token *t)
+{
+    const size_t id = (size_t)t->id;
+    if (!t->special)
+        return MOE_OK;
+    if (id >= p->special.n) {
+        TRY(text_buffer_reserve(&p->special, id + 1 - p->special.n));
+        memset(p->special.data + p->special.n, 0, id + 1 - p->special.n);
+        p->special.n = id + 1;
+    }
+    p->special.data[id] = 1;
+    return MOE_OK;
+}
+
 static moe_err read_added_token(json_reader *r, tokenizer_parts *p, text_buffer *content)
 {
     added_token t = {.id = -1};
-    bool single_word = false, normalized = true;
+    bool normalized = true;
     content->n = 0;
     for (bool more;;) {
         TRY(tokenizer_next_key(r, &more));
@@ -231,33 +299,32 @@ static moe_err read_added_token(json_reader *r, tokenizer_parts *p, text_buffer 
         }
         if (json_is(r, "content")) {
             TRY(json_expect(r, JSON_STRING));
-            TRY(tokenizer_decode(r, content));
+            TRY(tokenizer_decode_text(r, content));
             continue;
         }
         TRY(tokenizer_flag(r, "special", &t.special, &hit));
         TRY(tokenizer_flag(r, "lstrip", &t.lstrip, &hit));
         TRY(tokenizer_flag(r, "rstrip", &t.rstrip, &hit));
         TRY(tokenizer_flag(r, "normalized", &normalized, &hit));
-        TRY(tokenizer_flag(r, "single_word", &single_word, &hit));
+        TRY(tokenizer_flag(r, "single_word", &t.single_word, &hit));
         if (!hit)
             TRY(json_skip(r));
     }
     if (t.id < 0 || content->n == 0)
         return json_fail(r, MOE_E_DATA, "added token without %s", t.id < 0 ? "\"id\"" : "\"content\"");
-    if (single_word)
-        return json_fail(r, MOE_E_DATA, "added token \"%.*s\": single_word is not supported",
-                         (int)(content->n < 60 ? content->n : 60), content->data);
     TRY(settle_added(r, p, content, &t));
-    if (!normalized || !p->nfc)
+    TRY(note_special(p, &t));
+    if (!normalized || normal_steps(p->normal) == 0)
         return added_add(normalized ? p->added_normalized : p->added, content->data, content->n, t);
-    text_buffer room = {0};
+    normal_room *room;
     const char *text;
     size_t n;
     moe_err rc;
-    TRY_GOTO(unicode_nfc(p->unicode, content->data, content->n, &room, &text, &n), rc, done);
-    TRY_GOTO(added_add(p->added_normalized, text, n, t), rc, done);
+    TRY(normal_room_open(&room));
+    TRY_GOTO(normal_run(p->normal, room, content->data, content->n, &text, &n, NULL), rc, done);
+    rc = added_add(p->added_normalized, text, n, t);
 done:
-    text_buffer_free(&room);
+    normal_room_close(room);
     return rc;
 }
 
@@ -274,34 +341,96 @@ static moe_err read_added(json_reader r, tokenizer_parts *p, text_buffer *b)
     }
 }
 
-static moe_err parse_parts(tokenizer_parts *p, sections *s, const char *name, text_buffer *b)
+static moe_err open_parts(tokenizer_parts *p)
 {
-    bool whole_words = false;
-    json_reader model = s->model;
-    TRY(read_model(&model, s, &whole_words));
-    if (!s->vocab.text || !s->merges.text)
-        return moe_fail(MOE_E_DATA, "%s: model has no \"%s\"", name, s->vocab.text ? "merges" : "vocab");
     TRY(bpe_open(&p->model));
     TRY(unicode_open(&p->unicode));
+    TRY(normal_open(&p->normal, p->unicode));
     TRY(split_open(&p->words));
     TRY(added_open(&p->added));
-    TRY(added_open(&p->added_normalized));
+    return added_open(&p->added_normalized);
+}
+
+static moe_err read_bpe(tokenizer_parts *p, const sections *s, const model_settings *m, bool letters, text_buffer *b)
+{
+    const bpe_chars chars = {.prefix = m->prefix.data, .suffix = m->suffix.data, .unk = m->has_unk ? m->unk.data : NULL,
+                             .fuse_unk = m->fuse_unk, .byte_fallback = m->byte_fallback};
+    if (!letters)
+        TRY(bpe_use_chars(p->model, &chars));
+    TRY(read_vocab(s->vocab, p->model, letters, b));
+    TRY(read_merges(s->merges, p->model, letters, b));
+    return bpe_finish(p->model, m->whole_words, true);
+}
+
+static moe_err read_wordpiece(tokenizer_parts *p, const sections *s, const model_settings *m, text_buffer *b)
+{
+    wordpiece *w = &p->wordpiece;
+    TRY(read_vocab(s->vocab, p->model, false, b));
+    *w = (wordpiece){.vocabulary = p->model, .max_chars = (size_t)m->max_chars, .unk = -1, .whole = m->word_level};
+    if (m->prefix.n > sizeof w->prefix)
+        return moe_fail(MOE_E_DATA, "continuing_subword_prefix of %zu bytes; expected at most %zu", m->prefix.n, sizeof w->prefix);
+    memcpy(w->prefix, m->prefix.data, m->prefix.n);
+    w->prefix_n = m->prefix.n;
+    if (m->has_unk)
+        w->unk = bpe_find(p->model, m->unk.data, m->unk.n);
+    for (int32_t id = 0; id < bpe_ids(p->model); id++) {
+        const char *text;
+        size_t n;
+        if (bpe_piece(p->model, id, &text, &n) && n > w->max_piece)
+            w->max_piece = n;
+    }
+    return MOE_OK;
+}
+
+static moe_err read_vocabulary(tokenizer_parts *p, const sections *s, const model_settings *m, bool letters, text_buffer *b)
+{
+    if (p->kind == MODEL_BPE)
+        return read_bpe(p, s, m, letters, b);
+    if (p->kind == MODEL_WORDPIECE)
+        return read_wordpiece(p, s, m, b);
+    TRY(unigram_open(&p->unigram, p->model));
+    TRY(read_scores(s->vocab, p, b));
+    return unigram_finish(p->unigram, (int32_t)m->unk_id, m->byte_fallback);
+}
+
+static moe_err with_name(const char *name, moe_err rc)
+{
+    char text[512];
+    if (rc != MOE_E_DATA)
+        return rc;
+    moe_error_take(text, sizeof text);
+    return strncmp(text, name, strlen(name)) == 0 ? moe_fail(rc, "%s", text) : moe_fail(rc, "%s: %s", name, text);
+}
+
+static moe_err parse_parts(tokenizer_parts *p, sections *s, const char *name, model_settings *m, text_buffer *b)
+{
+    bool byte_level = false;
+    TRY(open_parts(p));
+    TRY(read_model(s->model, s, p, m));
+    if (!s->vocab.text || (p->kind == MODEL_BPE && !s->merges.text))
+        return moe_fail(MOE_E_DATA, "%s: model has no \"%s\"", name, s->vocab.text ? "merges" : "vocab");
     if (s->normalizer.text)
         TRY(tokenizer_steps_normalizer(s->normalizer, p));
-    if (!s->pre_tokenizer.text)
-        return moe_fail(MOE_E_DATA, "%s: no pre_tokenizer; only byte-level BPE is supported", name);
-    TRY(tokenizer_steps_words(s->pre_tokenizer, p));
+    if (s->pre_tokenizer.text)
+        TRY(tokenizer_steps_words(s->pre_tokenizer, p, &byte_level));
+    const bool letters = byte_level && p->kind == MODEL_BPE && m->prefix.n == 0 && m->suffix.n == 0;
+    if (byte_level && !letters)
+        TRY(split_add_letters(p->words));
+    TRY(decoder_open(&p->decoder));
     if (s->decoder.text)
-        TRY(tokenizer_steps_decoder(s->decoder));
-    TRY(read_vocab(s->vocab, p->model, b));
-    TRY(read_merges(s->merges, p->model, b));
+        TRY(tokenizer_steps_decoder(s->decoder, p));
+    if (letters && decoder_is_byte_level(p->decoder)) {
+        decoder_close(p->decoder);
+        p->decoder = NULL;
+    } else if (letters) {
+        return moe_fail(MOE_E_DATA, "%s: a decoder other than ByteLevel is not supported behind the pre_tokenizer ByteLevel", name);
+    }
+    TRY(with_name(name, read_vocabulary(p, s, m, letters, b)));
     if (s->added.text)
         TRY(read_added(s->added, p, b));
-    if (bpe_finish(p->model, whole_words, true) == MOE_OK)
-        return MOE_OK;
-    char text[512];
-    moe_error_take(text, sizeof text);
-    return moe_fail(MOE_E_DATA, "%s: %s", name, text);
+    if (s->frame.text)
+        TRY(with_name(name, tokenizer_steps_frame(s->frame, p)));
+    return p->decoder ? tokenizer_pieces_make(p) : MOE_OK;
 }
 
 moe_err tokenizer_file_parse(tokenizer_parts *p, const char *name, const char *text, size_t bytes)
@@ -315,16 +444,28 @@ moe_err tokenizer_file_parse(tokenizer_parts *p, const char *name, const char *t
         return s.is_bytes ? MOE_OK : moe_fail(MOE_E_DATA, "%s: no \"model\"; this is not a tokenizer.json", name);
     }
     text_buffer b = {0};
-    const moe_err rc = parse_parts(p, &s, name, &b);
+    model_settings m = {0};
+    const moe_err rc = parse_parts(p, &s, name, &m, &b);
     text_buffer_free(&b);
+    free_settings(&m);
     return rc;
 }
 
 void tokenizer_parts_free(tokenizer_parts *p)
 {
     bpe_close(p->model);
+    unigram_close(p->unigram);
+    normal_close(p->normal);
     unicode_close(p->unicode);
     split_close(p->words);
+    decoder_close(p->decoder);
+    free(p->middle.text);
+    free(p->middle.end);
+    free(p->first.text);
+    free(p->first.end);
+    text_buffer_free(&p->special);
+    free(p->before.id);
+    free(p->after.id);
     added_close(p->added);
     added_close(p->added_normalized);
     *p = (tokenizer_parts){0};

@@ -177,12 +177,14 @@ moe_err tokenizer_gguf_parse(tokenizer_parts *p, tokenizer_ends *ends, const ggu
     TRY(find_pre(g, &pre));
     TRY(bpe_open(&p->model));
     TRY(unicode_open(&p->unicode));
+    TRY(normal_open(&p->normal, p->unicode));
     TRY(split_open(&p->words));
     TRY(added_open(&p->added));
     TRY(added_open(&p->added_normalized));
-    p->nfc = pre->nfc;
+    if (pre->nfc)
+        TRY(normal_add_form(p->normal, UNICODE_NFC));
     for (int i = 0; i < MAX_PATTERNS && pre->pattern[i] != NULL; i++)
-        TRY(split_add(p->words, pre->pattern[i], strlen(pre->pattern[i]), true, true));
+        TRY(split_add_pattern(p->words, pre->pattern[i], strlen(pre->pattern[i]), false, false, SPLIT_ISOLATED));
     TRY_GOTO(read_tokens(p, g, &b), rc, out);
     TRY_GOTO(read_merges(p, g, &b), rc, out);
     TRY_GOTO(read_ends(g, bpe_ids(p->model), ends), rc, out);

@@ -1,14 +1,19 @@
-/* The components: each has a type and its settings; a Sequence holds a flat list of them. What is not known is refused by its
- * name. Reads through bookmarks (copies of a json_reader), so no order of keys matters. One thread. */
+/* Normalizer and pre-tokenizer: tables of the components that are known, each with the function that adds it. What is not known is refused
+ * by its name. Owns nothing. One thread. */
 #include "models/text/tokenizer_steps.h"
 
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+
+#include "models/text/component.h"
+#include "models/text/utf8.h"
 
 /* The pattern of ByteLevel with use_regex: GPT-2's. */
 static const char gpt2_pattern[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
-moe_err tokenizer_decode(const json_reader *r, text_buffer *b)
+enum { METASPACE_MARK = 0x2581 };
+
+moe_err tokenizer_decode_text(const json_reader *r, text_buffer *b)
 {
     b->n = 0;
     TRY(text_buffer_reserve(b, r->raw_bytes + 1));
@@ -16,7 +21,6 @@ moe_err tokenizer_decode(const json_reader *r, text_buffer *b)
     return MOE_OK;
 }
 
-/* The next key of the open object; *more false at its end. */
 moe_err tokenizer_next_key(json_reader *r, bool *more)
 {
     json_event e;
@@ -25,7 +29,6 @@ moe_err tokenizer_next_key(json_reader *r, bool *more)
     return MOE_OK;
 }
 
-/* The error just made, with the file and the byte in front. */
 moe_err tokenizer_locate(const json_reader *r)
 {
     char text[512];
@@ -41,179 +44,251 @@ moe_err tokenizer_flag(json_reader *r, const char *key, bool *flag, bool *hit)
     return json_get_bool(r, flag);
 }
 
-/* One component {"type": ..., ...} of the normalizer or the pre-tokenizer. */
-typedef struct component {
-    char type[40], behavior[24];
-    json_reader list;    /* of a Sequence, at the array                 */
-    text_buffer pattern; /* Split: a regular expression, String escaped */
-    bool has_list, has_pattern, invert, individual_digits, add_prefix_space, use_regex;
-} component;
+/* --- normalizer ----------------------------------------------------------------------------------------------------------------- */
 
-static void read_name(const json_reader *r, char *out, size_t size)
+static moe_err add_nfc(const component *c, normal *n) { (void)c; return normal_add_form(n, UNICODE_NFC); }
+static moe_err add_nfd(const component *c, normal *n) { (void)c; return normal_add_form(n, UNICODE_NFD); }
+static moe_err add_nfkc(const component *c, normal *n) { (void)c; return normal_add_form(n, UNICODE_NFKC); }
+static moe_err add_nfkd(const component *c, normal *n) { (void)c; return normal_add_form(n, UNICODE_NFKD); }
+static moe_err add_lowercase(const component *c, normal *n) { (void)c; return normal_add_lower(n); }
+static moe_err add_strip_accents(const component *c, normal *n) { (void)c; return normal_add_strip_marks(n); }
+static moe_err add_nmt(const component *c, normal *n) { (void)c; return normal_add_nmt(n); }
+
+static moe_err add_strip(const component *c, normal *n)
 {
-    const size_t n = r->raw_bytes < size - 1 ? r->raw_bytes : size - 1;
-    memcpy(out, r->raw, n);
-    out[n] = '\0';
+    bool left = true, right = true;
+    TRY(component_flag(c, "strip_left", &left, NULL));
+    TRY(component_flag(c, "strip_right", &right, NULL));
+    return normal_add_strip(n, left, right);
 }
 
-static moe_err read_pattern(json_reader *r, component *c)
+static moe_err add_bert(const component *c, normal *n)
 {
-    TRY(json_expect(r, JSON_OBJECT));
-    TRY(json_expect(r, JSON_KEY));
-    const bool regex = json_is(r, "Regex");
-    if (!regex && !json_is(r, "String"))
-        return json_fail(r, MOE_E_DATA, "Split: expected a pattern {\"Regex\": ...} or {\"String\": ...}");
-    TRY(json_expect(r, JSON_STRING));
-    TRY(tokenizer_decode(r, &c->pattern));
-    c->has_pattern = true;
-    if (!regex) { /* every ASCII sign escaped: the pattern is the text */
-        text_buffer escaped = {0};
-        for (size_t i = 0; i < c->pattern.n; i++) {
-            const char ch = c->pattern.data[i];
-            const bool sign =
-                ch > 0x20 && ch < 0x7F && !(ch >= '0' && ch <= '9') && !(ch >= 'A' && ch <= 'Z') && !(ch >= 'a' && ch <= 'z');
-            TRY(text_buffer_append(&escaped, sign ? "\\" : "", sign));
-            TRY(text_buffer_append(&escaped, &ch, 1));
-        }
-        text_buffer_free(&c->pattern);
-        c->pattern = escaped;
-    }
-    return json_expect(r, JSON_OBJECT_END);
+    normal_bert b = {true, true, true, true};
+    bool found;
+    TRY(component_flag(c, "clean_text", &b.clean, NULL));
+    TRY(component_flag(c, "handle_chinese_chars", &b.chinese, NULL));
+    TRY(component_flag(c, "lowercase", &b.lower, NULL));
+    TRY(component_flag(c, "strip_accents", &b.accents, &found));
+    if (!found)
+        b.accents = b.lower;
+    return normal_add_bert(n, b);
 }
 
-static moe_err read_component(json_reader *r, component *c)
+static moe_err add_prepend(const component *c, normal *n)
 {
-    for (bool more;;) {
-        TRY(tokenizer_next_key(r, &more));
-        if (!more)
-            return MOE_OK;
-        bool hit = false;
-        if (json_is(r, "type") || json_is(r, "behavior")) {
-            const bool type = json_is(r, "type");
-            TRY(json_expect(r, JSON_STRING));
-            read_name(r, type ? c->type : c->behavior, type ? sizeof c->type : sizeof c->behavior);
-            continue;
-        }
-        if (json_is(r, "normalizers") || json_is(r, "pretokenizers")) {
-            c->list = *r;
-            c->has_list = true;
-        } else if (json_is(r, "pattern")) {
-            TRY(read_pattern(r, c));
-            continue;
-        }
-        TRY(tokenizer_flag(r, "invert", &c->invert, &hit));
-        TRY(tokenizer_flag(r, "individual_digits", &c->individual_digits, &hit));
-        TRY(tokenizer_flag(r, "add_prefix_space", &c->add_prefix_space, &hit));
-        TRY(tokenizer_flag(r, "use_regex", &c->use_regex, &hit));
-        if (!hit)
-            TRY(json_skip(r));
-    }
-}
-
-typedef moe_err (*component_fn)(const json_reader *r, const component *c, void *arg);
-
-/* Calls fn for the component at r, or for each one of a Sequence (which holds no further Sequence). Null: nothing to do. */
-static moe_err each_component(json_reader r, const char *what, int depth, component_fn fn, void *arg)
-{
-    json_event e;
-    TRY(json_next(&r, &e));
-    if (e == JSON_NULL)
-        return MOE_OK;
-    if (e != JSON_OBJECT)
-        return json_fail(&r, MOE_E_DATA, "%s: expected an object, found %s", what, json_event_name(e));
-    component c = {.use_regex = true};
+    text_buffer b = {0};
     moe_err rc;
-    TRY_GOTO(read_component(&r, &c), rc, done);
-    if (strcmp(c.type, "Sequence") != 0) {
-        TRY_GOTO(fn(&r, &c, arg), rc, done);
-        goto done;
-    }
-    if (!c.has_list || depth > 0) {
-        rc = json_fail(&r, MOE_E_DATA, "%s: a Sequence %s is not supported", what,
-                       depth > 0 ? "inside a Sequence" : "without a list");
-        goto done;
-    }
-    json_reader list = c.list;
-    TRY_GOTO(json_expect(&list, JSON_ARRAY), rc, done);
-    for (;;) {
-        const json_reader item = list;
-        TRY_GOTO(json_next(&list, &e), rc, done);
-        if (e == JSON_ARRAY_END)
-            break;
-        TRY_GOTO(each_component(item, what, depth + 1, fn, arg), rc, done);
-        TRY_GOTO(json_skip_rest(&list), rc, done);
-    }
+    TRY_GOTO(component_text(c, "prepend", &b, NULL), rc, done);
+    rc = normal_add_prepend(n, b.data, b.n);
 done:
-    text_buffer_free(&c.pattern);
+    text_buffer_free(&b);
     return rc;
 }
 
-static moe_err add_normalizer(const json_reader *r, const component *c, void *arg)
+static moe_err add_replace(const component *c, normal *n)
+{
+    text_buffer pattern = {0}, content = {0};
+    bool literal;
+    moe_err rc;
+    TRY_GOTO(component_pattern(c, "pattern", &pattern, &literal), rc, done);
+    TRY_GOTO(component_text(c, "content", &content, NULL), rc, done);
+    rc = normal_add_replace(n, pattern.data, pattern.n, literal, content.data, content.n);
+done:
+    text_buffer_free(&pattern);
+    text_buffer_free(&content);
+    return rc;
+}
+
+static moe_err add_precompiled(const component *c, normal *n)
+{
+    text_buffer b = {0};
+    charsmap *map = NULL;
+    moe_err rc;
+    TRY_GOTO(component_text(c, "precompiled_charsmap", &b, NULL), rc, done);
+    TRY_GOTO(charsmap_open(&map, b.data, b.n), rc, done);
+    rc = normal_add_charsmap(n, map);
+done:
+    text_buffer_free(&b);
+    return rc;
+}
+
+static const struct {
+    const char *type;
+    moe_err (*add)(const component *c, normal *n);
+} normalizers[] = {
+    {"NFC", add_nfc},     {"NFD", add_nfd},     {"NFKC", add_nfkc},         {"NFKD", add_nfkd},      {"Lowercase", add_lowercase},
+    {"Strip", add_strip}, {"StripAccents", add_strip_accents}, {"Nmt", add_nmt}, {"BertNormalizer", add_bert}, {"Prepend", add_prepend},
+    {"Replace", add_replace}, {"Precompiled", add_precompiled},
+};
+
+static moe_err add_normalizer(const component *c, void *arg)
 {
     tokenizer_parts *p = arg;
-    if (strcmp(c->type, "NFC") != 0)
-        return json_fail(r, MOE_E_DATA, "normalizer \"%s\" is not supported; NFC is", c->type);
-    p->nfc = true;
-    return MOE_OK;
+    for (size_t i = 0; i < sizeof normalizers / sizeof normalizers[0]; i++)
+        if (strcmp(c->type, normalizers[i].type) == 0) {
+            const moe_err rc = normalizers[i].add(c, p->normal);
+            return rc == MOE_E_DATA ? tokenizer_locate(&c->inside) : rc;
+        }
+    return json_fail(&c->inside, MOE_E_DATA, "normalizer \"%s\" is not supported", c->type);
 }
+
+/* --- pre-tokenizer -------------------------------------------------------------------------------------------------------------- */
+
+static moe_err read_behavior(const component *c, split_behavior *out)
+{
+    static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
+    text_buffer b = {0};
+    bool found;
+    moe_err rc = component_text(c, "behavior", &b, &found);
+    if (rc == MOE_OK && found) {
+        size_t i = 0;
+        while (i < 5 && !(strlen(names[i]) == b.n && memcmp(names[i], b.data, b.n) == 0))
+            i++;
+        if (i == 5)
+            rc = moe_fail(MOE_E_DATA, "%s: behavior \"%.*s\" is not supported", c->type, (int)(b.n < 40 ? b.n : 40), b.data);
+        *out = (split_behavior)i;
+    }
+    text_buffer_free(&b);
+    return rc;
+}
+
+static moe_err add_split(const component *c, split *words)
+{
+    text_buffer b = {0};
+    split_behavior behavior = SPLIT_ISOLATED;
+    bool literal, invert = false;
+    moe_err rc;
+    TRY_GOTO(component_pattern(c, "pattern", &b, &literal), rc, done);
+    TRY_GOTO(read_behavior(c, &behavior), rc, done);
+    TRY_GOTO(component_flag(c, "invert", &invert, NULL), rc, done);
+    rc = split_add_pattern(words, b.data, b.n, literal, invert, behavior);
+done:
+    text_buffer_free(&b);
+    return rc;
+}
+
+static moe_err add_digits(const component *c, split *words)
+{
+    bool single = false;
+    TRY(component_flag(c, "individual_digits", &single, NULL));
+    return split_add_class(words, UNICODE_NUMERIC, single ? SPLIT_ISOLATED : SPLIT_CONTIGUOUS);
+}
+
+static moe_err add_punctuation(const component *c, split *words)
+{
+    split_behavior behavior = SPLIT_ISOLATED;
+    TRY(read_behavior(c, &behavior));
+    return split_add_class(words, UNICODE_PUNCTUATION, behavior);
+}
+
+static moe_err add_bert_words(const component *c, split *words)
+{
+    (void)c;
+    TRY(split_add_spaces(words));
+    return split_add_class(words, UNICODE_PUNCTUATION, SPLIT_ISOLATED);
+}
+
+static moe_err add_whitespace(const component *c, split *words) { (void)c; return split_add_words(words); }
+static moe_err add_whitespace_split(const component *c, split *words) { (void)c; return split_add_spaces(words); }
+
+static moe_err add_delimiter(const component *c, split *words)
+{
+    uint32_t cp = 0;
+    char text[4];
+    bool found;
+    TRY(component_char(c, "delimiter", &cp, &found));
+    if (!found)
+        return moe_fail(MOE_E_DATA, "CharDelimiterSplit without a delimiter");
+    return split_add_pattern(words, text, utf8_encode(text, cp), true, false, SPLIT_REMOVED);
+}
+
+moe_err tokenizer_steps_metaspace(const component *c, uint32_t *mark, split_lead *lead, bool *cut)
+{
+    static const char *const names[] = {"never", "first", "always"};
+    text_buffer b = {0};
+    bool found, prefix = true;
+    *mark = METASPACE_MARK;
+    *lead = SPLIT_LEAD_ALWAYS;
+    *cut = true;
+    TRY(component_char(c, "replacement", mark, NULL));
+    TRY(component_flag(c, "split", cut, NULL));
+    TRY(component_flag(c, "add_prefix_space", &prefix, NULL));
+    moe_err rc = component_text(c, "prepend_scheme", &b, &found);
+    size_t i = found ? 0 : 2;
+    while (rc == MOE_OK && i < 3 && found && !(strlen(names[i]) == b.n && memcmp(names[i], b.data, b.n) == 0))
+        i++;
+    if (rc == MOE_OK && i == 3)
+        rc = moe_fail(MOE_E_DATA, "Metaspace: prepend_scheme \"%.*s\" is not supported", (int)(b.n < 40 ? b.n : 40), b.data);
+    if (rc == MOE_OK && found && !prefix && i != 0)
+        rc = moe_fail(MOE_E_DATA, "Metaspace: add_prefix_space is false but prepend_scheme is \"%s\"", names[i]);
+    text_buffer_free(&b);
+    *lead = prefix ? (split_lead)i : SPLIT_LEAD_NEVER;
+    return rc;
+}
+
+static moe_err add_metaspace(const component *c, split *words)
+{
+    uint32_t mark;
+    split_lead lead;
+    bool cut;
+    TRY(tokenizer_steps_metaspace(c, &mark, &lead, &cut));
+    return split_add_metaspace(words, mark, lead, cut);
+}
+
+static moe_err add_byte_level(const component *c, split *words)
+{
+    bool prefix = true, regex = true;
+    TRY(component_flag(c, "add_prefix_space", &prefix, NULL));
+    TRY(component_flag(c, "use_regex", &regex, NULL));
+    if (prefix)
+        TRY(split_add_prefix_space(words));
+    return regex ? split_add_pattern(words, gpt2_pattern, strlen(gpt2_pattern), false, false, SPLIT_ISOLATED) : MOE_OK;
+}
+
+static const struct {
+    const char *type;
+    moe_err (*add)(const component *c, split *words);
+} pre_tokenizers[] = {
+    {"Split", add_split},
+    {"Digits", add_digits},
+    {"Punctuation", add_punctuation},
+    {"BertPreTokenizer", add_bert_words},
+    {"Whitespace", add_whitespace},
+    {"WhitespaceSplit", add_whitespace_split},
+    {"CharDelimiterSplit", add_delimiter},
+    {"Metaspace", add_metaspace},
+    {"ByteLevel", add_byte_level},
+};
 
 typedef struct pre_tokenizer {
     split *words;
-    bool byte_level; /* seen: nothing may follow */
+    bool byte_level; /* seen: its letters are still to be made */
 } pre_tokenizer;
 
-static moe_err add_split(const json_reader *r, const component *c, split *words)
-{
-    const bool isolated = strcmp(c->behavior, "Isolated") == 0, removed = strcmp(c->behavior, "Removed") == 0;
-    if (!c->has_pattern)
-        return json_fail(r, MOE_E_DATA, "pre_tokenizer Split without a pattern");
-    if (!isolated && !removed)
-        return json_fail(r, MOE_E_DATA, "pre_tokenizer Split: behavior \"%s\" is not supported; Isolated and Removed are",
-                         c->behavior);
-    if (split_add(words, c->pattern.data, c->pattern.n, isolated || c->invert, isolated || !c->invert) == MOE_OK)
-        return MOE_OK;
-    return tokenizer_locate(r);
-}
-
-static moe_err add_pre_tokenizer(const json_reader *r, const component *c, void *arg)
+static moe_err add_pre_tokenizer(const component *c, void *arg)
 {
     pre_tokenizer *p = arg;
-    if (p->byte_level)
-        return json_fail(r, MOE_E_DATA, "pre_tokenizer \"%s\" after ByteLevel is not supported", c->type);
-    if (strcmp(c->type, "Split") == 0)
-        return add_split(r, c, p->words);
-    if (strcmp(c->type, "Digits") == 0) {
-        const char *pattern = c->individual_digits ? "\\p{N}" : "\\p{N}+";
-        return split_add(p->words, pattern, strlen(pattern), true, true);
-    }
-    if (strcmp(c->type, "ByteLevel") != 0)
-        return json_fail(r, MOE_E_DATA, "pre_tokenizer \"%s\" is not supported; Split, Digits, ByteLevel and Sequence are",
-                         c->type);
-    if (c->add_prefix_space)
-        return json_fail(r, MOE_E_DATA, "pre_tokenizer ByteLevel: add_prefix_space is not supported");
-    p->byte_level = true;
-    return c->use_regex ? split_add(p->words, gpt2_pattern, strlen(gpt2_pattern), true, true) : MOE_OK;
-}
-
-static moe_err check_decoder(const json_reader *r, const component *c, void *arg)
-{
-    (void)arg;
-    return strcmp(c->type, "ByteLevel") == 0 ? MOE_OK
-                                             : json_fail(r, MOE_E_DATA, "decoder \"%s\" is not supported; ByteLevel is", c->type);
+    if (p->byte_level) /* something follows */
+        TRY(split_add_letters(p->words));
+    p->byte_level = strcmp(c->type, "ByteLevel") == 0;
+    for (size_t i = 0; i < sizeof pre_tokenizers / sizeof pre_tokenizers[0]; i++)
+        if (strcmp(c->type, pre_tokenizers[i].type) == 0) {
+            const moe_err rc = pre_tokenizers[i].add(c, p->words);
+            return rc == MOE_E_DATA ? tokenizer_locate(&c->inside) : rc;
+        }
+    return json_fail(&c->inside, MOE_E_DATA, "pre_tokenizer \"%s\" is not supported", c->type);
 }
 
 moe_err tokenizer_steps_normalizer(json_reader at, tokenizer_parts *p)
 {
-    return each_component(at, "normalizer", 0, add_normalizer, p);
+    return component_each(at, "normalizer", "normalizers", add_normalizer, p);
 }
 
-moe_err tokenizer_steps_words(json_reader at, tokenizer_parts *p)
+moe_err tokenizer_steps_words(json_reader at, tokenizer_parts *p, bool *byte_level)
 {
     pre_tokenizer pre = {.words = p->words};
-    TRY(each_component(at, "pre_tokenizer", 0, add_pre_tokenizer, &pre));
-    return pre.byte_level
-               ? MOE_OK
-               : json_fail(&at, MOE_E_DATA, "the pre_tokenizer has no ByteLevel step; only byte-level BPE is supported");
+    TRY(component_each(at, "pre_tokenizer", "pretokenizers", add_pre_tokenizer, &pre));
+    *byte_level = pre.byte_level;
+    return MOE_OK;
 }
-
-moe_err tokenizer_steps_decoder(json_reader at) { return each_component(at, "decoder", 0, check_decoder, NULL); }

@@ -130,9 +130,20 @@ static moe_err mark_push(mark_list *l, uint32_t cp)
     return MOE_OK;
 }
 
-/* Appends the canonical decomposition of cp; the tables nest at most four deep. */
-static moe_err decompose(mark_list *l, uint32_t cp)
+/* Appends the canonical decomposition of cp (the tables nest at most four deep), or the compatible one. */
+static moe_err decompose(mark_list *l, uint32_t cp, bool compatible)
 {
+    size_t n;
+    const char *text = compatible ? unicode_compatible(cp, &n) : NULL;
+    if (text) {
+        for (uint32_t part; n > 0;) {
+            const size_t k = utf8_decode(text, n, &part);
+            TRY(mark_push(l, part));
+            text += k;
+            n -= k;
+        }
+        return MOE_OK;
+    }
     if (cp >= S_BASE && cp < S_BASE + S_COUNT) {
         const uint32_t s = cp - S_BASE;
         TRY(mark_push(l, L_BASE + s / (V_COUNT * T_COUNT)));
@@ -142,8 +153,8 @@ static moe_err decompose(mark_list *l, uint32_t cp)
     const size_t i = lower_row(nfc_decompositions, COUNT(nfc_decompositions), cp, 0);
     if (cp < 0xC0 || i == COUNT(nfc_decompositions) || nfc_decompositions[i].a != cp)
         return mark_push(l, cp);
-    TRY(decompose(l, nfc_decompositions[i].b));
-    return nfc_decompositions[i].c ? decompose(l, nfc_decompositions[i].c) : MOE_OK;
+    TRY(decompose(l, nfc_decompositions[i].b, false));
+    return nfc_decompositions[i].c ? decompose(l, nfc_decompositions[i].c, false) : MOE_OK;
 }
 
 /* Canonical order: stable by class inside each run of marks (class > 0). */
@@ -194,16 +205,18 @@ static void compose_marks(mark_list *l)
     l->n = n;
 }
 
-static moe_err normalize_stretch(const char *text, size_t bytes, mark_list *l, mark_list *room, text_buffer *out)
+static moe_err normalize_stretch(unicode_form form, const char *text, size_t bytes, mark_list *l, mark_list *room, text_buffer *out)
 {
+    const bool compatible = form == UNICODE_NFKC || form == UNICODE_NFKD;
     l->n = 0;
     for (size_t i = 0; i < bytes;) {
         uint32_t cp;
         i += utf8_decode(text + i, bytes - i, &cp);
-        TRY(decompose(l, cp));
+        TRY(decompose(l, cp, compatible));
     }
     TRY(order_marks(l, room));
-    compose_marks(l);
+    if (form == UNICODE_NFC || form == UNICODE_NFKC)
+        compose_marks(l);
     TRY(text_buffer_reserve(out, l->n * 4));
     for (size_t i = 0; i < l->n; i++)
         out->n += utf8_encode(out->data + out->n, l->at[i].cp);
@@ -258,10 +271,30 @@ moe_err unicode_nfc(const unicode_maps *m, const char *text, size_t bytes, text_
         const size_t first = at == bytes ? bytes : safe == SIZE_MAX ? at : safe;
         TRY_GOTO(text_buffer_append(room, text + copied, first - copied), rc, done);
         const size_t last = skip_checked(m, text, bytes, at);
-        TRY_GOTO(normalize_stretch(text + first, last - first, &l, &spare, room), rc, done);
+        TRY_GOTO(normalize_stretch(UNICODE_NFC, text + first, last - first, &l, &spare, room), rc, done);
         copied = last;
         at = next_checked(m, text, bytes, last, &safe);
     }
+    *out = room->data;
+    *n = room->n;
+done:
+    free(l.at);
+    free(spare.at);
+    return rc;
+}
+
+moe_err unicode_normalize(const unicode_maps *m, unicode_form form, const char *text, size_t bytes, text_buffer *room, const char **out, size_t *n)
+{
+    *out = text;
+    *n = bytes;
+    if (form == UNICODE_NFC)
+        return unicode_nfc(m, text, bytes, room, out, n);
+    if (utf8_ascii_prefix(text, bytes) == bytes)
+        return MOE_OK;
+    mark_list l = {0}, spare = {0};
+    moe_err rc;
+    room->n = 0;
+    TRY_GOTO(normalize_stretch(form, text, bytes, &l, &spare, room), rc, done);
     *out = room->data;
     *n = room->n;
 done:
