@@ -27,6 +27,17 @@ void gguf_name(const tensor_info *t, char out[96])
         {"self_attn.q_norm.weight", "attn_q_norm.weight"},  {"self_attn.k_norm.weight", "attn_k_norm.weight"},
         {"mlp.gate.weight", "ffn_gate_inp.weight"},         {"mlp.gate_proj.weight", "ffn_gate.weight"},
         {"mlp.up_proj.weight", "ffn_up.weight"},            {"mlp.down_proj.weight", "ffn_down.weight"},
+        {"mlp.gate.e_score_correction_bias", "exp_probs_b.bias"},
+        {"mlp.shared_expert_gate.weight", "ffn_gate_inp_shexp.weight"},
+        {"mlp.shared_expert.gate_proj.weight", "ffn_gate_shexp.weight"},
+        {"mlp.shared_expert.up_proj.weight", "ffn_up_shexp.weight"},
+        {"mlp.shared_expert.down_proj.weight", "ffn_down_shexp.weight"},
+        {"mlp.shared_experts.gate_proj.weight", "ffn_gate_shexp.weight"},
+        {"mlp.shared_experts.up_proj.weight", "ffn_up_shexp.weight"},
+        {"mlp.shared_experts.down_proj.weight", "ffn_down_shexp.weight"},
+        {"block_sparse_moe.gate.weight", "ffn_gate_inp.weight"},
+        {"w1.weight", "ffn_gate_exps.weight"},              {"w3.weight", "ffn_up_exps.weight"},
+        {"w2.weight", "ffn_down_exps.weight"},
         {"gate_proj.weight", "ffn_gate_exps.weight"},       {"up_proj.weight", "ffn_up_exps.weight"},
         {"down_proj.weight", "ffn_down_exps.weight"},
     };
@@ -38,9 +49,11 @@ void gguf_name(const tensor_info *t, char out[96])
         snprintf(prefix, sizeof prefix, "model.layers.%d.", t->layer);
         cr_assert_eq(strncmp(hf, prefix, strlen(prefix)), 0);
         rest += strlen(prefix);
-        snprintf(prefix, sizeof prefix, "mlp.experts.%d.", t->expert);
-        if (strncmp(rest, prefix, strlen(prefix)) == 0)
-            rest += strlen(prefix);
+        for (int i = 0; i < 2; i++) {
+            snprintf(prefix, sizeof prefix, "%s.experts.%d.", i == 0 ? "mlp" : "block_sparse_moe", t->expert);
+            if (strncmp(rest, prefix, strlen(prefix)) == 0)
+                rest += strlen(prefix);
+        }
     }
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (strcmp(rest, names[i][0]) == 0) {
@@ -70,12 +83,12 @@ static void permute(float *x, int64_t rows, int64_t cols, int hd)
     free(y);
 }
 
-/* Appends a tensor's rows in its format; llama: as its converter stores them. */
-static void add_rows(text_buf *out, const char *arch, const model_spec *m, const tensor_info *t, numfmt f)
+/* Appends a tensor's rows in its format; llama: as its converter stores them. from: whose numbers, NULL: model_number. */
+static void add_rows(text_buf *out, const char *arch, const model_spec *m, const model *from, const tensor_info *t, numfmt f)
 {
     const int64_t n = t->rows * t->cols;
-    float *x = malloc((size_t)n * sizeof *x);
-    for (int64_t i = 0; i < n; i++)
+    float *x = from != NULL ? model_numbers(from, t) : malloc((size_t)n * sizeof *x);
+    for (int64_t i = 0; i < n && from == NULL; i++)
         x[i] = model_number(t->id, i);
     if (strcmp(arch, "llama") == 0 && (strstr(t->name, "q_proj") != NULL || strstr(t->name, "k_proj") != NULL))
         permute(x, t->layout == TENSOR_VECTOR ? t->cols : t->rows, t->layout == TENSOR_VECTOR ? 1 : t->cols, m->hd);
@@ -89,6 +102,36 @@ static void add_rows(text_buf *out, const char *arch, const model_spec *m, const
     free(x);
 }
 
+/* Its converter counts the layers that predict further tokens among the blocks. */
+static void add_glm(gguf_build *b, const model_spec *m)
+{
+    int dense = 0;
+    while (dense < m->L && !m->moe_layer[dense])
+        dense++;
+    gguf_build_u32(b, "glm4moe.rope.dimension_count", (uint32_t)m->rotary);
+    gguf_build_u32(b, "glm4moe.attention.value_length", (uint32_t)m->hd);
+    gguf_build_u32(b, "glm4moe.expert_shared_count", (uint32_t)(m->F_shared / m->F));
+    gguf_build_u32(b, "glm4moe.leading_dense_block_count", (uint32_t)dense);
+    gguf_build_u32(b, "glm4moe.expert_group_count", (uint32_t)m->router.groups);
+    gguf_build_u32(b, "glm4moe.expert_group_used_count", (uint32_t)m->router.groups_used);
+    gguf_build_u32(b, "glm4moe.expert_gating_func", 2);
+    gguf_build_f32(b, "glm4moe.expert_weights_scale", m->router.scale);
+    gguf_build_bool(b, "glm4moe.expert_weights_norm", m->router.normalize);
+    gguf_build_u32(b, "glm4moe.nextn_predict_layers", 1);
+}
+
+/* A layer that predicts a further token: in the file, not read. */
+static void add_beyond(gguf_build *b, const model_spec *m)
+{
+    char name[96];
+    float *x = calloc((size_t)(2 * m->D) * (size_t)m->D, sizeof *x);
+    snprintf(name, sizeof name, "blk.%d.nextn.eh_proj.weight", m->L);
+    gguf_build_tensor(b, name, GGML_F32, 2, (uint64_t[]){2 * (uint64_t)m->D, (uint64_t)m->D}, x, 2 * (size_t)m->D * (size_t)m->D * sizeof *x);
+    snprintf(name, sizeof name, "blk.%d.attn_norm.weight", m->L);
+    gguf_build_tensor(b, name, GGML_F32, 1, (uint64_t[]){(uint64_t)m->D}, x, (size_t)m->D * sizeof *x);
+    free(x);
+}
+
 static void add_metadata(gguf_build *b, const char *arch, const model_spec *m)
 {
     char key[96];
@@ -96,8 +139,9 @@ static void add_metadata(gguf_build *b, const char *arch, const model_spec *m)
         const char *key;
         uint32_t value;
     } ints[] = {
-        {"embedding_length", (uint32_t)m->D},    {"block_count", (uint32_t)m->L},          {"context_length", (uint32_t)m->max_positions},
-        {"attention.head_count", (uint32_t)m->H}, {"attention.head_count_kv", (uint32_t)m->Hkv}, {"feed_forward_length", (uint32_t)m->F_dense},
+        {"embedding_length", (uint32_t)m->D},    {"block_count", (uint32_t)(m->L + (strcmp(arch, "glm4moe") == 0))},          {"context_length", (uint32_t)m->max_positions},
+        {"attention.head_count", (uint32_t)m->H}, {"attention.head_count_kv", (uint32_t)m->Hkv},
+        {"feed_forward_length", (uint32_t)(m->F_dense > 0 ? m->F_dense : m->F)},
         {"vocab_size", (uint32_t)m->V},          {"expert_count", (uint32_t)m->E},         {"expert_used_count", (uint32_t)m->K},
     };
     gguf_build_string(b, "general.architecture", arch);
@@ -110,35 +154,72 @@ static void add_metadata(gguf_build *b, const char *arch, const model_spec *m)
         snprintf(key, sizeof key, "%s.attention.key_length", arch);
         gguf_build_u32(b, key, (uint32_t)m->hd);
     }
-    if (strcmp(arch, "qwen3moe") == 0)
-        gguf_build_u32(b, "qwen3moe.expert_feed_forward_length", (uint32_t)m->F);
+    if (m->E > 0 && strcmp(arch, "olmoe") != 0 && strcmp(arch, "llama") != 0) {
+        snprintf(key, sizeof key, "%s.expert_feed_forward_length", arch);
+        gguf_build_u32(b, key, (uint32_t)m->F);
+    }
+    if (strcmp(arch, "qwen2moe") == 0)
+        gguf_build_u32(b, "qwen2moe.expert_shared_feed_forward_length", (uint32_t)m->F_shared);
+    if (strcmp(arch, "glm4moe") == 0)
+        add_glm(b, m);
     snprintf(key, sizeof key, "%s.attention.layer_norm_rms_epsilon", arch);
     gguf_build_f32(b, key, m->rms_eps);
     snprintf(key, sizeof key, "%s.rope.freq_base", arch);
     gguf_build_f32(b, key, (float)m->rope_theta);
+    if (m->rope.type == ROPE_LINEAR) {
+        snprintf(key, sizeof key, "%s.rope.scaling.type", arch);
+        gguf_build_string(b, key, "linear");
+        snprintf(key, sizeof key, "%s.rope.scaling.factor", arch);
+        gguf_build_f32(b, key, (float)m->rope.factor);
+    }
 }
 
-void gguf_model(gguf_build *b, const char *arch, const model_spec *m, uint32_t type)
+/* The tensor's name in files of this architecture. */
+static void name_in(const char *arch, const tensor_info *t, char out[96])
+{
+    gguf_name(t, out);
+    if (strcmp(arch, "glm4moe") == 0 && t->role == ROLE_FFN_NORM)
+        snprintf(out, 96, "blk.%d.post_attention_norm.weight", t->layer);
+}
+
+static void add_tensors(gguf_build *b, const char *arch, const model_spec *m, const model *from, uint32_t type, bool apart)
 {
     tensor_info *t;
     int64_t n;
-    add_metadata(b, arch, m);
     cr_assert_eq(spec_tensors(m, &t, &n), MOE_OK);
     for (int64_t i = 0; i < n; i++) {
         char name[96];
         text_buf data = {0};
-        if (t[i].kind == SECTION_EXPERT && t[i].expert > 0)
+        const bool expert = t[i].kind == SECTION_EXPERT, together = expert && !apart;
+        if (together && t[i].expert > 0)
             continue;
-        gguf_name(&t[i], name);
-        const bool vector = t[i].layout == TENSOR_VECTOR;
+        name_in(arch, &t[i], name);
+        if (expert && apart)
+            snprintf(strstr(name, "_exps"), 32, ".%d.weight", t[i].expert);
+        /* the gate of the shared expert, [1, D], is squeezed */
+        const bool vector = t[i].layout == TENSOR_VECTOR || t[i].role == ROLE_SHARED_SWITCH;
         const uint32_t as = vector || strstr(name, "ffn_gate_inp") != NULL ? GGML_F32 : type;
-        for (int e = 0; e < (t[i].kind == SECTION_EXPERT ? m->E : 1); e++)
-            add_rows(&data, arch, m, &t[i + 3 * (int64_t)e], format_of(as));
-        gguf_build_tensor(b, name, as, vector ? 1 : t[i].kind == SECTION_EXPERT ? 3 : 2,
+        for (int e = 0; e < (together ? m->E : 1); e++)
+            add_rows(&data, arch, m, from, &t[i + 3 * (int64_t)e], format_of(as));
+        gguf_build_tensor(b, name, as, vector ? 1 : together ? 3 : 2,
                           (uint64_t[]){(uint64_t)t[i].cols, (uint64_t)t[i].rows, (uint64_t)m->E}, data.data, data.used);
         text_free(&data);
     }
+    if (strcmp(arch, "glm4moe") == 0)
+        add_beyond(b, m);
     free(t);
+}
+
+void gguf_model(gguf_build *b, const char *arch, const model_spec *m, uint32_t type)
+{
+    add_metadata(b, arch, m);
+    add_tensors(b, arch, m, NULL, type, false);
+}
+
+void gguf_of_model(gguf_build *b, const char *arch, const model *m, bool apart)
+{
+    add_metadata(b, arch, model_spec_of(m));
+    add_tensors(b, arch, model_spec_of(m), m, GGML_F32, apart);
 }
 
 float *model_numbers(const model *m, const tensor_info *t)
