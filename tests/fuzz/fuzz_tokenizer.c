@@ -1,5 +1,5 @@
 /* Any bytes as a tokenizer.json: no crash, no leak; one that is accepted encodes texts into ids that it can decode, the same ids
- * twice. */
+ * twice; decoded texts are UTF-8. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "models/text/tokenizer.h"
+#include "models/text/utf8.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -17,6 +18,28 @@ static void expect(int good, const char *what)
         fprintf(stderr, "%s\n", what);
         abort();
     }
+}
+
+/* With what stands around a text, and back to a text, at once and piece by piece. */
+static void check_whole(const tokenizer *t, const char *text, size_t n, token_ids *ids)
+{
+    text_buffer back = {0};
+    ids->n = 0;
+    if (tokenizer_encode_whole(t, text, n, true, ids) != MOE_OK)
+        expect(ids->n == 0 && moe_error_text()[0] != '\0', "an error has a sentence and leaves nothing");
+    for (int skip = 0; skip < 2; skip++) {
+        back.n = 0;
+        if (tokenizer_decode(t, ids->id, ids->n, skip, &back) != MOE_OK)
+            expect(back.n == 0 && moe_error_text()[0] != '\0', "an error has a sentence and leaves nothing");
+        else
+            expect(tokenizer_is_bytes(t) || utf8_valid_prefix(back.data ? back.data : "", back.n) == back.n, "a decoded text is UTF-8");
+    }
+    for (size_t i = 0; i < ids->n; i++) {
+        const char *bytes;
+        size_t k;
+        expect(tokenizer_first_piece(t, ids->id[i], &bytes, &k) == MOE_OK, "an id has a first piece");
+    }
+    text_buffer_free(&back);
 }
 
 static void check_text(const tokenizer *t, const char *text, size_t n)
@@ -38,6 +61,7 @@ static void check_text(const tokenizer *t, const char *text, size_t n)
                    (ids.n == 0 || memcmp(ids.id, again.id, ids.n * sizeof *ids.id) == 0),
                "the same text gives the same ids");
     }
+    check_whole(t, text, n, &ids);
     free(ids.id);
     free(again.id);
 }
