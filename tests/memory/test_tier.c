@@ -11,7 +11,7 @@ enum { ROUNDS = 3 };
 enum { ROUNDS = 6 };
 #endif
 
-static int rounds(void) { return getenv("MOE_TEST_LONG") != NULL ? 40 * ROUNDS : ROUNDS; }
+static int rounds(void) { return getenv("MOE_TEST_LONG") != NULL ? 12 * ROUNDS : ROUNDS; }
 
 #define OK(call)                                                                                                                 \
     do {                                                                                                                         \
