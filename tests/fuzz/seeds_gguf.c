@@ -1,5 +1,6 @@
-/* seeds_gguf DIR: small GGUF files for the fuzzer to begin with: a dense model, a sparse one, a tokenizer. */
+/* seeds_gguf DIR: small GGUF files for the fuzzer to begin with: a dense model, sparse ones, a tokenizer. */
 #include <stdio.h>
+#include <string.h>
 
 #include "tests/models/gguf_build.h"
 
@@ -21,7 +22,7 @@ static void metadata(gguf_build *b, const char *arch)
     } counts[] = {{"block_count", 1}, {"context_length", 64}, {"attention.head_count", 1}, {"attention.head_count_kv", 1}};
     char key[96];
     gguf_build_string(b, "general.architecture", arch);
-    for (int i = 0; i < (arch[5] == 'm' ? 4 : 3); i++) { /* qwen3moe */
+    for (int i = 0; i < (strcmp(arch, "llama") != 0 ? 4 : 3); i++) {
         snprintf(key, sizeof key, "%s.%s", arch, keys[i]);
         gguf_build_u32(b, key, D);
     }
@@ -34,7 +35,7 @@ static void metadata(gguf_build *b, const char *arch)
     tensor(b, "token_embd.weight", 2, D, V);
     tensor(b, "output_norm.weight", 1, D, 1);
     tensor(b, "blk.0.attn_norm.weight", 1, D, 1);
-    tensor(b, "blk.0.ffn_norm.weight", 1, D, 1);
+    tensor(b, strcmp(arch, "glm4moe") == 0 ? "blk.0.post_attention_norm.weight" : "blk.0.ffn_norm.weight", 1, D, 1);
     tensor(b, "blk.0.attn_q.weight", 2, D, D);
     tensor(b, "blk.0.attn_k.weight", 2, D, D);
     tensor(b, "blk.0.attn_v.weight", 2, D, D);
@@ -50,6 +51,34 @@ static void write(gguf_build *b, const char *dir, const char *name)
     *b = (gguf_build)GGUF_BUILD;
 }
 
+static void experts(gguf_build *b, const char *arch)
+{
+    char key[96];
+    snprintf(key, sizeof key, "%s.expert_count", arch);
+    gguf_build_u32(b, key, E);
+    snprintf(key, sizeof key, "%s.expert_used_count", arch);
+    gguf_build_u32(b, key, 1);
+    tensor(b, "blk.0.ffn_gate_inp.weight", 2, D, E);
+    tensor(b, "blk.0.ffn_gate_exps.weight", 3, D, D);
+    tensor(b, "blk.0.ffn_up_exps.weight", 3, D, D);
+    tensor(b, "blk.0.ffn_down_exps.weight", 3, D, D);
+}
+
+static void glm(gguf_build *b)
+{
+    metadata(b, "glm4moe");
+    experts(b, "glm4moe");
+    gguf_build_u32(b, "glm4moe.rope.dimension_count", D / 2);
+    gguf_build_u32(b, "glm4moe.expert_shared_count", 1);
+    gguf_build_u32(b, "glm4moe.leading_dense_block_count", 0);
+    gguf_build_u32(b, "glm4moe.nextn_predict_layers", 0);
+    tensor(b, "blk.0.exp_probs_b.bias", 1, E, 1);
+    tensor(b, "blk.0.ffn_gate_shexp.weight", 2, D, D);
+    tensor(b, "blk.0.ffn_up_shexp.weight", 2, D, D);
+    tensor(b, "blk.0.ffn_down_shexp.weight", 2, D, D);
+    tensor(b, "blk.1.nextn.eh_proj.weight", 2, D, D);
+}
+
 int main(int argc, char **argv)
 {
     static const char *const tokens[] = {"a", "b", "ab"}, *const merges[] = {"a b"};
@@ -60,16 +89,17 @@ int main(int argc, char **argv)
     tensor(&b, "blk.0.ffn_gate.weight", 2, D, D);
     tensor(&b, "blk.0.ffn_up.weight", 2, D, D);
     tensor(&b, "blk.0.ffn_down.weight", 2, D, D);
+    gguf_build_tensor(&b, "rope_freqs.weight", GGML_F32, 1, (uint64_t[]){D / 2}, (float[]){1, 8}, D / 2 * sizeof(float));
     write(&b, dir, "llama");
+    metadata(&b, "llama");
+    experts(&b, "llama");
+    write(&b, dir, "mixtral");
+    glm(&b);
+    write(&b, dir, "glm4moe");
     metadata(&b, "qwen3moe");
-    gguf_build_u32(&b, "qwen3moe.expert_count", E);
-    gguf_build_u32(&b, "qwen3moe.expert_used_count", 1);
+    experts(&b, "qwen3moe");
     tensor(&b, "blk.0.attn_q_norm.weight", 1, D, 1);
     tensor(&b, "blk.0.attn_k_norm.weight", 1, D, 1);
-    tensor(&b, "blk.0.ffn_gate_inp.weight", 2, D, E);
-    tensor(&b, "blk.0.ffn_gate_exps.weight", 3, D, D);
-    tensor(&b, "blk.0.ffn_up_exps.weight", 3, D, D);
-    tensor(&b, "blk.0.ffn_down_exps.weight", 3, D, D);
     write(&b, dir, "qwen3moe");
     gguf_build_string(&b, "tokenizer.ggml.model", "gpt2");
     gguf_build_string(&b, "tokenizer.ggml.pre", "smollm");
