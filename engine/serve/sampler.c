@@ -136,7 +136,8 @@ moe_err sampler_accept(sampler *s, const int32_t *token, int64_t n)
     for (int64_t i = 0; i < n; i++)
         if (token[i] < 0 || token[i] >= s->V)
             return moe_fail(MOE_E_DATA, "token %d at position %lld; the vocabulary has %d", token[i], (long long)(s->n + i), s->V);
-    memcpy(s->history + s->n, token, (size_t)n * sizeof *token);
+    if (n > 0) /* nothing may come from NULL */
+        memcpy(s->history + s->n, token, (size_t)n * sizeof *token);
     s->n += n;
     return MOE_OK;
 }

@@ -136,11 +136,9 @@ static moe_err int_of(const gguf_header *h, const char *path, const char *key, i
 static char *part_path(const char *first, int i)
 {
     const size_t n = strlen(first), tail = strlen("00001-of-00000.gguf");
-    char *path = strdup(first), digits[16];
-    if (path != NULL) {
-        snprintf(digits, sizeof digits, "%05d", i + 1);
-        memcpy(path + n - tail, digits, 5);
-    }
+    char *path = strdup(first);
+    for (int at = 5, left = i + 1; path != NULL && at-- > 0; left /= 10)
+        path[n - tail + (size_t)at] = (char)('0' + left % 10);
     return path;
 }
 
