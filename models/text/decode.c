@@ -1,4 +1,4 @@
-/* One function a step, from list to list; a token at a time for streams (decoder_piece), where a step that needs the whole text (Fuse, then
+/* One function a step, from list to list; a token at a time for streams (text_decoder_piece), where a step that needs the whole text (Fuse, then
  * Strip) is applied to the first token only.
  * Owns the steps. */
 #include "models/text/decode.h"
@@ -9,9 +9,9 @@
 #include "models/text/tokenizer_file.h"
 #include "models/text/utf8.h"
 
-struct decoder {
+struct text_decoder {
     int steps;
-    decoder_step step[DECODER_STEPS];
+    text_decoder_step step[DECODER_STEPS];
 };
 
 static const char replacement[] = "\xEF\xBF\xBD"; /* U+FFFD */
@@ -39,13 +39,13 @@ void text_list_free(text_list *l)
     *l = (text_list){0};
 }
 
-moe_err decoder_open(decoder **out)
+moe_err text_decoder_open(text_decoder **out)
 {
     *out = calloc(1, sizeof **out);
     return *out ? MOE_OK : moe_fail(MOE_E_OS, "no memory for a decoder");
 }
 
-void decoder_close(decoder *d)
+void text_decoder_close(text_decoder *d)
 {
     if (!d)
         return;
@@ -56,9 +56,9 @@ void decoder_close(decoder *d)
     free(d);
 }
 
-bool decoder_is_byte_level(const decoder *d) { return d->steps == 0 || (d->steps == 1 && d->step[0].kind == DECODE_BYTE_LEVEL); }
+bool text_decoder_is_byte_level(const text_decoder *d) { return d->steps == 0 || (d->steps == 1 && d->step[0].kind == DECODE_BYTE_LEVEL); }
 
-moe_err decoder_add(decoder *d, decoder_step step)
+moe_err text_decoder_add(text_decoder *d, text_decoder_step step)
 {
     if (d->steps == DECODER_STEPS) {
         pattern_close(step.pattern);
@@ -120,7 +120,7 @@ static moe_err replace_all(const char *s, size_t n, const char *from, size_t fro
     return text_buffer_append(out, s, n);
 }
 
-static moe_err replace_pattern(const decoder_step *d, pattern_room *room, const char *s, size_t n, text_buffer *out)
+static moe_err replace_pattern(const text_decoder_step *d, pattern_room *room, const char *s, size_t n, text_buffer *out)
 {
     size_t done = 0, from = 0;
     while (from < n) {
@@ -139,7 +139,7 @@ static moe_err replace_pattern(const decoder_step *d, pattern_room *room, const 
     return text_buffer_append(out, s + done, n - done);
 }
 
-static void strip(const decoder_step *d, const char **s, size_t *n, bool end)
+static void strip(const text_decoder_step *d, const char **s, size_t *n, bool end)
 {
     uint32_t cp;
     for (int64_t i = 0; i < d->start && *n > 0; i++) {
@@ -160,7 +160,7 @@ static void strip(const decoder_step *d, const char **s, size_t *n, bool end)
     }
 }
 
-static moe_err metaspace(const decoder_step *d, const char *s, size_t n, bool first, text_buffer *out)
+static moe_err metaspace(const text_decoder_step *d, const char *s, size_t n, bool first, text_buffer *out)
 {
     char mark[4];
     const size_t bytes = utf8_encode(mark, d->mark);
@@ -184,7 +184,7 @@ done:
     return rc;
 }
 
-static moe_err join_word(const decoder_step *d, const char *s, size_t n, bool first, text_buffer *out)
+static moe_err join_word(const text_decoder_step *d, const char *s, size_t n, bool first, text_buffer *out)
 {
     const size_t from = out->n;
     const bool on = !first && n >= d->bytes && memcmp(s, d->text, d->bytes) == 0;
@@ -203,7 +203,7 @@ static moe_err byte_level(const char *s, size_t n, text_buffer *out)
 }
 
 /* Steps that go text by text. */
-static moe_err run_text(const decoder_step *d, pattern_room *room, const char *s, size_t n, bool first, bool last, text_buffer *out)
+static moe_err run_text(const text_decoder_step *d, pattern_room *room, const char *s, size_t n, bool first, bool last, text_buffer *out)
 {
     switch (d->kind) {
     case DECODE_REPLACE: return replace_pattern(d, room, s, n, out);
@@ -247,7 +247,7 @@ static moe_err byte_fallback(const text_list *in, text_list *out, text_buffer *b
     return flush_bytes(out, bytes);
 }
 
-static moe_err run_list(const decoder_step *d, pattern_room *room, const text_list *in, text_list *out, text_buffer *b)
+static moe_err run_list(const text_decoder_step *d, pattern_room *room, const text_list *in, text_list *out, text_buffer *b)
 {
     b->n = 0;
     if (d->kind == DECODE_FUSE)
@@ -277,7 +277,7 @@ static moe_err join_by_spaces(const text_list *l, text_buffer *out)
     return MOE_OK;
 }
 
-moe_err decoder_run(const decoder *d, text_list *tokens, text_buffer *out)
+moe_err text_decoder_run(const text_decoder *d, text_list *tokens, text_buffer *out)
 {
     text_list other = {0};
     text_buffer b = {0};
@@ -301,7 +301,7 @@ done:
     return rc;
 }
 
-moe_err decoder_piece(const decoder *d, const char *text, size_t bytes, bool first, text_buffer *out)
+moe_err text_decoder_piece(const text_decoder *d, const char *text, size_t bytes, bool first, text_buffer *out)
 {
     text_buffer room[2] = {{0}, {0}};
     pattern_room *match = NULL;
@@ -311,7 +311,7 @@ moe_err decoder_piece(const decoder *d, const char *text, size_t bytes, bool fir
     if (d->steps == 0)
         TRY_GOTO(text_buffer_append(out, " ", !first), rc, done);
     for (int i = 0; i < d->steps; i++) {
-        const decoder_step *s = &d->step[i];
+        const text_decoder_step *s = &d->step[i];
         text_buffer *to = &room[i % 2];
         const int byte = s->kind == DECODE_BYTE_FALLBACK ? named_byte(text, bytes) : -1;
         const char c = (char)byte;

@@ -13,9 +13,9 @@
 
 enum { DECODER_STEPS = 16 };
 
-typedef struct decoder decoder;
+typedef struct text_decoder text_decoder;
 
-typedef enum decoder_kind {
+typedef enum text_decoder_kind {
     DECODE_BYTE_LEVEL,    /* letters of GPT-2's alphabet are bytes; all is joined */
     DECODE_BYTE_FALLBACK, /* "<0xNN>" are bytes                                   */
     DECODE_FUSE,          /* joined                                               */
@@ -24,17 +24,17 @@ typedef enum decoder_kind {
     DECODE_METASPACE,     /* `mark` is a space; lead: none in the first text      */
     DECODE_WORDPIECE,     /* a space before texts without the prefix `text`       */
     DECODE_BPE,           /* the suffix `text` is a space                         */
-} decoder_kind;
+} text_decoder_kind;
 
-typedef struct decoder_step {
-    decoder_kind kind;
+typedef struct text_decoder_step {
+    text_decoder_kind kind;
     uint32_t mark;
     int64_t start, stop;
     bool lead, cleanup;
     pattern *pattern;
     char *text; /* malloc'ed */
     size_t bytes;
-} decoder_step;
+} text_decoder_step;
 
 /* Texts one after the other: text k is bytes[end[k - 1], end[k]). */
 typedef struct text_list {
@@ -44,18 +44,18 @@ typedef struct text_list {
 moe_err text_list_push(text_list *l, const char *text, size_t bytes) MOE_MUST_CHECK;
 void text_list_free(text_list *l);
 
-moe_err decoder_open(decoder **out) MOE_MUST_CHECK;
-void decoder_close(decoder *d);
+moe_err text_decoder_open(text_decoder **out) MOE_MUST_CHECK;
+void text_decoder_close(text_decoder *d);
 /* No steps, or the one step ByteLevel. */
-bool decoder_is_byte_level(const decoder *d);
+bool text_decoder_is_byte_level(const text_decoder *d);
 /* Takes pattern and text, also on failure. */
-moe_err decoder_add(decoder *d, decoder_step step) MOE_MUST_CHECK;
+moe_err text_decoder_add(text_decoder *d, text_decoder_step step) MOE_MUST_CHECK;
 
 /* Appends valid UTF-8 as it is and U+FFFD for each maximal part of a character that is not whole. */
 moe_err decode_append_lossy(text_buffer *out, const char *s, size_t n) MOE_MUST_CHECK;
 /* Appends the text of the tokens' texts to out; the list is used up. Without steps: joined by spaces. */
-moe_err decoder_run(const decoder *d, text_list *tokens, text_buffer *out) MOE_MUST_CHECK;
+moe_err text_decoder_run(const text_decoder *d, text_list *tokens, text_buffer *out) MOE_MUST_CHECK;
 /* Appends what one token adds to a text that ends with it so far; first: nothing stands before it. Bytes are bytes here, not characters. */
-moe_err decoder_piece(const decoder *d, const char *text, size_t bytes, bool first, text_buffer *out) MOE_MUST_CHECK;
+moe_err text_decoder_piece(const text_decoder *d, const char *text, size_t bytes, bool first, text_buffer *out) MOE_MUST_CHECK;
 
 #endif

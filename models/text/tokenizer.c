@@ -427,7 +427,7 @@ moe_err tokenizer_decode(const tokenizer *t, const int32_t *ids, size_t count, b
     const size_t before = out->n;
     moe_err rc = decode_pieces(t, ids, count, skip_special, &l);
     if (rc == MOE_OK && t->parts.decoder)
-        rc = decoder_run(t->parts.decoder, &l, out);
+        rc = text_decoder_run(t->parts.decoder, &l, out);
     else if (rc == MOE_OK)
         rc = t->parts.bytes ? text_buffer_append(out, l.bytes.data, l.bytes.n) : decode_append_lossy(out, l.bytes.data, l.bytes.n);
     text_list_free(&l);

@@ -416,11 +416,11 @@ static moe_err parse_parts(tokenizer_parts *p, sections *s, const char *name, mo
     const bool letters = byte_level && p->kind == MODEL_BPE && m->prefix.n == 0 && m->suffix.n == 0;
     if (byte_level && !letters)
         TRY(split_add_letters(p->words));
-    TRY(decoder_open(&p->decoder));
+    TRY(text_decoder_open(&p->decoder));
     if (s->decoder.text)
         TRY(tokenizer_steps_decoder(s->decoder, p));
-    if (letters && decoder_is_byte_level(p->decoder)) {
-        decoder_close(p->decoder);
+    if (letters && text_decoder_is_byte_level(p->decoder)) {
+        text_decoder_close(p->decoder);
         p->decoder = NULL;
     } else if (letters) {
         return moe_fail(MOE_E_DATA, "%s: a decoder other than ByteLevel is not supported behind the pre_tokenizer ByteLevel", name);
@@ -458,7 +458,7 @@ void tokenizer_parts_free(tokenizer_parts *p)
     normal_close(p->normal);
     unicode_close(p->unicode);
     split_close(p->words);
-    decoder_close(p->decoder);
+    text_decoder_close(p->decoder);
     free(p->middle.text);
     free(p->middle.end);
     free(p->first.text);

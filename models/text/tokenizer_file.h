@@ -35,7 +35,7 @@ typedef struct tokenizer_parts {
     added_set *added, *added_normalized; /* looked for before and after normalization */
     unicode_maps *unicode;
     normal *normal;
-    decoder *decoder;          /* NULL: byte-level BPE, pieces are the bytes of the text */
+    text_decoder *decoder;          /* NULL: byte-level BPE, pieces are the bytes of the text */
     piece_texts middle, first; /* with a decoder: of ids within a text, and of those that begin one */
     text_buffer special;       /* [id] 1: an added token with "special"; shorter: 0 */
     token_ids before, after;   /* what the post-processor puts around a text */

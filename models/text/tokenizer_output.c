@@ -14,7 +14,7 @@ enum {
 /* --- decoder -------------------------------------------------------------------------------------------------------------------- */
 
 /* The text of a setting, malloc'ed (also when it is empty). */
-static moe_err take_text(const component *c, const char *key, const char *otherwise, decoder_step *d)
+static moe_err take_text(const component *c, const char *key, const char *otherwise, text_decoder_step *d)
 {
     text_buffer b = {0};
     bool found;
@@ -31,7 +31,7 @@ static moe_err take_text(const component *c, const char *key, const char *otherw
     return d->text ? MOE_OK : moe_fail(MOE_E_OS, "no memory for a decoder");
 }
 
-static moe_err read_replace(const component *c, decoder_step *d)
+static moe_err read_replace(const component *c, text_decoder_step *d)
 {
     text_buffer b = {0};
     bool literal;
@@ -44,7 +44,7 @@ done:
     return rc;
 }
 
-static moe_err read_strip(const component *c, decoder_step *d)
+static moe_err read_strip(const component *c, text_decoder_step *d)
 {
     d->mark = ' ';
     TRY(component_char(c, "content", &d->mark, NULL));
@@ -52,7 +52,7 @@ static moe_err read_strip(const component *c, decoder_step *d)
     return component_int(c, "stop", 0, INT32_MAX, &d->stop);
 }
 
-static moe_err read_metaspace(const component *c, decoder_step *d)
+static moe_err read_metaspace(const component *c, text_decoder_step *d)
 {
     split_lead lead;
     bool cut;
@@ -61,20 +61,20 @@ static moe_err read_metaspace(const component *c, decoder_step *d)
     return MOE_OK;
 }
 
-static moe_err read_wordpiece(const component *c, decoder_step *d)
+static moe_err read_wordpiece(const component *c, text_decoder_step *d)
 {
     d->cleanup = true;
     TRY(component_flag(c, "cleanup", &d->cleanup, NULL));
     return take_text(c, "prefix", "##", d);
 }
 
-static moe_err read_bpe(const component *c, decoder_step *d)
+static moe_err read_bpe(const component *c, text_decoder_step *d)
 {
     TRY(take_text(c, "suffix", "</w>", d));
     return d->bytes > 0 ? MOE_OK : moe_fail(MOE_E_DATA, "BPEDecoder: an empty suffix is not supported");
 }
 
-static moe_err read_nothing(const component *c, decoder_step *d)
+static moe_err read_nothing(const component *c, text_decoder_step *d)
 {
     (void)c;
     (void)d;
@@ -83,8 +83,8 @@ static moe_err read_nothing(const component *c, decoder_step *d)
 
 static const struct {
     const char *type;
-    decoder_kind kind;
-    moe_err (*read)(const component *c, decoder_step *d);
+    text_decoder_kind kind;
+    moe_err (*read)(const component *c, text_decoder_step *d);
 } decoders[] = {
     {"ByteLevel", DECODE_BYTE_LEVEL, read_nothing}, {"ByteFallback", DECODE_BYTE_FALLBACK, read_nothing}, {"Fuse", DECODE_FUSE, read_nothing},
     {"Strip", DECODE_STRIP, read_strip},            {"Replace", DECODE_REPLACE, read_replace},            {"Metaspace", DECODE_METASPACE, read_metaspace},
@@ -95,12 +95,12 @@ static moe_err add_decoder(const component *c, void *arg)
 {
     tokenizer_parts *p = arg;
     for (size_t i = 0; i < sizeof decoders / sizeof decoders[0]; i++) {
-        decoder_step d = {.kind = decoders[i].kind};
+        text_decoder_step d = {.kind = decoders[i].kind};
         if (strcmp(c->type, decoders[i].type) != 0)
             continue;
         const moe_err rc = decoders[i].read(c, &d);
         if (rc == MOE_OK)
-            return decoder_add(p->decoder, d) == MOE_OK ? MOE_OK : tokenizer_locate(&c->inside);
+            return text_decoder_add(p->decoder, d) == MOE_OK ? MOE_OK : tokenizer_locate(&c->inside);
         pattern_close(d.pattern);
         free(d.text);
         return rc == MOE_E_DATA ? tokenizer_locate(&c->inside) : rc;

@@ -17,7 +17,7 @@ static moe_err make(piece_texts *out, const tokenizer_parts *p, bool first)
         const char *text;
         size_t n;
         if (bpe_piece(p->model, id, &text, &n))
-            rc = decoder_piece(p->decoder, text, n, first, &b);
+            rc = text_decoder_piece(p->decoder, text, n, first, &b);
         out->end[id] = b.n;
     }
     out->text = b.data;
