@@ -153,10 +153,11 @@ static moe_err run(loader *l)
         if (l->in_flight == 0)
             continue;
         TRY(l->s->c.io->ops->queue_wait(l->queue, &done));
+        for (const io_transfer *t = done; t != NULL; t = t->next)
+            l->in_flight--; /* all of the list, for drain, when one of it is an error */
         while (done != NULL) {
             piece *p = done->user;
             done = done->next;
-            l->in_flight--;
             if (p->t.rc != MOE_OK) {
                 moe_error_set(p->t.rc, p->t.text);
                 return moe_error_trace(p->t.rc, p->part->info.name, __FILE__, __LINE__);

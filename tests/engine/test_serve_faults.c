@@ -13,19 +13,48 @@
 /* A disk on which one range cannot be read: the real one, whose transfers come back with an error. */
 static struct bad_disk {
     moe_err (*wait)(io_queue *q, io_transfer **done);
+    moe_err (*submit)(io_queue *q, io_transfer *list);
     uint64_t begin, end; /* bytes of any file */
-    int failed;
+    int failed, in_flight;
+    bool together; /* what is in flight comes back in one list */
 } bad;
+
+static moe_err bad_submit(io_queue *q, io_transfer *list)
+{
+    for (const io_transfer *t = list; t != NULL; t = t->next)
+        bad.in_flight++;
+    return bad.submit(q, list);
+}
+
+static moe_err wait_together(io_queue *q, io_transfer **done)
+{
+    moe_err rc = MOE_OK;
+    *done = NULL;
+    cr_assert(bad.in_flight > 0, "waits for nothing");
+    while (rc == MOE_OK && bad.in_flight > 0) {
+        io_transfer *some = NULL, *next;
+        rc = bad.wait(q, &some);
+        for (; some != NULL; some = next) {
+            next = some->next;
+            bad.in_flight--;
+            some->next = *done;
+            *done = some;
+        }
+    }
+    return rc;
+}
 
 static moe_err bad_wait(io_queue *q, io_transfer **done)
 {
-    const moe_err rc = bad.wait(q, done);
-    for (io_transfer *t = *done; t != NULL; t = t->next)
+    const moe_err rc = bad.together ? wait_together(q, done) : bad.wait(q, done);
+    for (io_transfer *t = *done; t != NULL; t = t->next) {
+        bad.in_flight -= !bad.together;
         if (t->offset < bad.end && t->offset + t->bytes > bad.begin) {
             t->rc = MOE_E_IO;
             snprintf(t->text, sizeof t->text, "the test's disk does not read this");
             bad.failed++;
         }
+    }
     return rc;
 }
 
@@ -33,8 +62,9 @@ static void make_bad(io *disk)
 {
     static io_ops ops;
     ops = *disk->ops;
-    bad = (struct bad_disk){.wait = ops.queue_wait};
+    bad = (struct bad_disk){.wait = ops.queue_wait, .submit = ops.queue_submit};
     ops.queue_wait = bad_wait;
+    ops.queue_submit = bad_submit;
     disk->ops = &ops;
 }
 
@@ -108,7 +138,10 @@ Test(serve_faults, dense_weights_that_cannot_be_read_are_an_error_of_open)
     bad.end = UINT64_MAX;
     cr_assert_eq(serve_open(&s, &t.c), MOE_E_IO);
     cr_assert(strstr(moe_error_text(), "the test's disk") != NULL, "%s", moe_error_text());
+    bad.together = true;
+    cr_assert_eq(serve_open(&s, &t.c), MOE_E_IO, "several that fail at once");
     bad.end = 0;
+    bad.together = false;
     MUST(serve_open(&s, &t.c));
     serve_close(s);
     test_serve_close(&t);
