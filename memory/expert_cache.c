@@ -111,7 +111,7 @@ static int find(const expert_cache *c, const expert_id *wanted, int n, bool (*is
 
 static bool is_resident(const expert_cache *c, expert_id id) { return id_resident(c, id); }
 static bool is_reading(const expert_cache *c, expert_id id) { return id_reading(c, id); }
-static bool has_failed(const expert_cache *c, expert_id id) { return cache_failure(c, id) != NULL; }
+static bool has_failed(const expert_cache *c, expert_id id) { return (c->flags[id] & ID_FAILED) != 0; }
 static bool is_missing(const expert_cache *c, expert_id id) { return is_absent(c, id) && !has_failed(c, id); }
 
 /* None of them may be evicted for another of them, or for a guess. */
@@ -137,10 +137,8 @@ static moe_err stuck(expert_cache *c, const expert_id *wanted, int n, bool wait,
     *again = true;
     const int failed = find(c, wanted, n, has_failed), missing = find(c, wanted, n, is_missing);
     if (failed >= 0) {
-        const failure f = *cache_failure(c, wanted[failed]);
-        cache_forget_failure(c, wanted[failed]);
         *which = failed;
-        return moe_error_set(f.rc, f.text);
+        return cache_tell_failure(c, wanted[failed]);
     }
     if (c->broken != MOE_OK) {
         *which = missing;

@@ -121,7 +121,7 @@ void cache_start_ahead(expert_cache *c);                         /* as many of t
 void cache_poll(expert_cache *c, bool block);                    /* takes in what came back */
 void cache_queue_ahead(expert_cache *c, expert_id id, bool hot);
 int cache_lost(const expert_cache *c); /* flights that were given up and have not come back */
-const failure *cache_failure(const expert_cache *c, expert_id id);
+moe_err cache_tell_failure(expert_cache *c, expert_id id); /* of a section that has ID_FAILED; then it has it no more */
 void cache_forget_failure(expert_cache *c, expert_id id);
 
 #endif

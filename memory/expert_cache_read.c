@@ -10,12 +10,20 @@
 /* --- failures ----------------------------------------------------------------------------------------------------------------
  */
 
-const failure *cache_failure(const expert_cache *c, expert_id id)
+moe_err cache_tell_failure(expert_cache *c, expert_id id)
 {
-    for (int i = 0; (c->flags[id] & ID_FAILED) && i < FAILURES; i++)
+    moe_err rc = MOE_OK;
+    for (int i = 0; i < FAILURES; i++)
         if (c->failure[i].rc != MOE_OK && c->failure[i].id == id)
-            return &c->failure[i];
-    return NULL;
+            rc = moe_error_set(c->failure[i].rc, c->failure[i].text);
+    if (rc == MOE_OK) {
+        expert_range r[EXPERT_RANGES];
+        c->c.ranges(c->c.user, id, r);
+        rc = moe_fail(MOE_E_IO, "%s: expert %d of layer %d: the read failed, as did %d others after it", c->c.files[r[0].file],
+                      id_expert(c, id), id_layer(c, id), FAILURES);
+    }
+    cache_forget_failure(c, id);
+    return rc;
 }
 
 void cache_forget_failure(expert_cache *c, expert_id id)
@@ -26,14 +34,13 @@ void cache_forget_failure(expert_cache *c, expert_id id)
     c->flags[id] &= (uint8_t)~ID_FAILED;
 }
 
-/* Of more failures than there is room for, the oldest is read again instead of reported. */
+/* Of more failures than there is room for, the oldest loses its sentence and stays a failure: were it forgotten, a disk that is
+ * gone would be read for ever. */
 static void remember_failure(expert_cache *c, expert_id id, moe_err rc, const char *text)
 {
     cache_forget_failure(c, id);
     failure *f = &c->failure[c->next_failure];
     c->next_failure = (c->next_failure + 1) % FAILURES;
-    if (f->rc != MOE_OK)
-        cache_forget_failure(c, f->id);
     f->id = id;
     f->rc = rc;
     expert_range r[EXPERT_RANGES];

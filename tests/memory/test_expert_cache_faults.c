@@ -136,6 +136,40 @@ Test(expert_cache_faults, the_others_come_before_the_failure)
     sim_disk_free(disk);
 }
 
+/* More failures than their sentences have room for: each expert is told once, none is read again meanwhile. */
+Test(expert_cache_faults, a_disk_that_reads_nothing_any_more_ends_the_wait)
+{
+    fixture f;
+    sim_disk *disk;
+    expert_id wanted[IDS];
+    expert_cache_stats s;
+    sim_setup(&f, &disk);
+    fixture_open(&f, IDS);
+    for (int i = 0; i < IDS; i++)
+        wanted[i] = (expert_id)i;
+    sim_disk_fail(disk, SIM_READ, "file", 4000, MOE_E_IO, "the disk is gone");
+    for (int n = IDS; n > 0; n--) {
+        expert_lease l;
+        char name[64];
+        int which;
+        FAILS(expert_cache_acquire_any(f.cache, wanted, n, true, &which, &l), MOE_E_IO, "m/file");
+        cr_assert(which >= 0 && which < n);
+        snprintf(name, sizeof name, "expert %u of layer %u: ", wanted[which] % EXPERTS, wanted[which] / EXPERTS);
+        cr_assert(strstr(moe_error_text(), name), "\"%s\" lacks \"%s\"", moe_error_text(), name);
+        memmove(wanted + which, wanted + which + 1, (size_t)(n - which - 1) * sizeof *wanted);
+        OK(expert_cache_check(f.cache));
+    }
+    expert_cache_get_stats(f.cache, &s);
+    cr_assert_eq(s.reads, IDS);
+    sim_disk_fail(disk, SIM_READ, "file", 0, MOE_OK, "");
+    expert_lease l;
+    OK(acquire(&f, 0, &l));
+    expect_content(&f, &l);
+    expert_cache_release(f.cache, &l);
+    expert_cache_close(f.cache);
+    sim_disk_free(disk);
+}
+
 Test(expert_cache_faults, a_disk_that_hangs_ends_the_wait_and_others_go_on)
 {
     fixture f;
