@@ -1,6 +1,7 @@
 #include "engine/base/cli.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -275,6 +276,7 @@ static int run_command(const cli_program *p, const cli_command *c, int argc, cha
 
 int cli_main(const cli_program *p, int argc, char **argv)
 {
+    signal(SIGXFSZ, SIG_IGN); /* a write past the file-size limit is an error, as on a full disk: what was begun is removed */
     if (p->ncommands == 1 && !p->commands[0].name)
         return close_stdout(p, run_command(p, &p->commands[0], argc - 1, argv + 1));
     const char *word = argc > 1 ? argv[1] : NULL;

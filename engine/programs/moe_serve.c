@@ -142,8 +142,9 @@ static moe_err parse_streams(bench_options *o, const char *text)
     for (const char *p = text;;) {
         char *end;
         const long n = strtol(p, &end, 10);
-        if (end == p || n < 1 || n > 4096 || (*end != ',' && *end != '\0') || o->nstreams == BENCH_STREAMS)
-            return moe_fail(MOE_E_USAGE, "bench: --streams %s: expected up to %d numbers from 1 to 4096 between commas", text, BENCH_STREAMS);
+        if (end == p || n < 1 || n > BENCH_CHUNK || (*end != ',' && *end != '\0') || o->nstreams == BENCH_STREAMS)
+            return moe_fail(MOE_E_USAGE, "bench: --streams %s: expected up to %d numbers from 1 to %d between commas", text, BENCH_STREAMS,
+                            BENCH_CHUNK);
         o->streams[o->nstreams++] = (int)n;
         if (*end == '\0')
             return MOE_OK;

@@ -9,7 +9,6 @@
 #include "memory/budget.h"
 
 enum {
-    BENCH_CHUNK = 512,  /* tokens of a step at most                    */
     BENCH_PROMPT = 64,  /* tokens before the first that is decoded     */
 };
 

@@ -11,7 +11,7 @@
  * at all. */
 moe_err command_logits(const session_options *o, const char *tokens, const char *out) MOE_MUST_CHECK;
 
-enum { BENCH_STREAMS = 16 };
+enum { BENCH_STREAMS = 16, BENCH_CHUNK = 512 /* tokens of a step at most, and so streams together */ };
 
 typedef struct bench_options {
     session_options session; /* sequences, chunk and context are set here */

@@ -258,3 +258,18 @@ Test(serve_cli, remembers_the_hot_experts)
             cr_assert_eq(system(command), 0);
     }
 }
+
+/* Not killed by a signal: 73 or 74, as on a full disk. */
+Test(serve_cli, a_file_past_the_size_limit_is_an_error)
+{
+    char command[512];
+    snprintf(command, sizeof command, "ulimit -f 4; exec %s logits tests/fixtures/serve/olmoe --out %s/x.npy 2>/dev/null --tokens %s", MOE_SERVE_PROGRAM, cache,
+             "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,32,33,34,35,36,37,38,39,40");
+    const int status = system(command);
+    cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 74, "status %x", (unsigned)status);
+}
+
+Test(serve_cli, more_streams_than_a_step_has_tokens)
+{
+    expect("bench tests/fixtures/serve/olmoe --streams 513", 64, "1 to 512");
+}
