@@ -49,7 +49,7 @@ say "9. Every feed-forward becomes 4 experts, 2 of them for a token (moe-model u
 "$bin/moe-model" inspect $out/moe
 speak $out/moe | tee $out/before.txt
 
-say "10. Trained on: 24 steps in $limit MiB, weights and moments on SSD"
+say "10. Trained on: 20 steps in $limit MiB, weights and moments on SSD"
 "$bin/moe-train" prepare --tokenizer "$gguf" --out $out/data --quiet demo/text/bible.txt
 LIMIT_REPORT=$out/limit.txt limited "$bin/moe-train" run $out/real.yaml --run-dir $out/run
 "$bin/moe-train" export $out/run --out $out/trained --dtype bf16
