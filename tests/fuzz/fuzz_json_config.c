@@ -9,12 +9,16 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-/* What our limits and YAML itself refuse in JSON: keys over 1024 bytes, deep nesting, and control or special characters as they
- * stand. */
+/* What our limits and YAML itself refuse in JSON: keys over 1024 bytes, a colon on another line than its key, deep nesting, and control
+ * or special characters as they stand. */
 static bool is_plain(const uint8_t *data, size_t size)
 {
     int depth = 0;
+    bool fresh_line = false; /* only white space since the last end of line */
     for (size_t i = 0; i < size; i++) {
+        if (fresh_line && data[i] == ':')
+            return false;
+        fresh_line = data[i] == '\n' || (fresh_line && data[i] == ' ');
         depth += data[i] == '{' || data[i] == '[';
         if (data[i] >= 0x7f || (data[i] < 0x20 && data[i] != '\n') || data[i] == '\\')
             return false;
