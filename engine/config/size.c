@@ -47,3 +47,12 @@ moe_err size_parse(const char *text, uint64_t *bytes)
     *bytes = (uint64_t)(x * (double)unit);
     return MOE_OK;
 }
+
+moe_err size_parse_option(const char *option, const char *text, uint64_t *bytes)
+{
+    char sentence[256];
+    if (text == NULL || size_parse(text, bytes) == MOE_OK)
+        return MOE_OK;
+    moe_error_take(sentence, sizeof sentence);
+    return moe_fail(MOE_E_USAGE, "--%s: %s", option, sentence);
+}

@@ -85,5 +85,7 @@ double train_config_lr(const train_config *c, int64_t s);
 
 /* "1536MiB", "8G", "100000": K M G T and KiB.. are 1024-based, KB.. 1000-based, a bare number bytes. */
 moe_err size_parse(const char *text, uint64_t *bytes) MOE_MUST_CHECK;
+/* Of a command line: text NULL (not given) leaves *bytes; MOE_E_USAGE names the option. */
+moe_err size_parse_option(const char *option, const char *text, uint64_t *bytes) MOE_MUST_CHECK;
 
 #endif

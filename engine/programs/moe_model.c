@@ -67,11 +67,7 @@ static moe_err run_inspect(const void *args, const cli_words *words)
 {
     const model_cli *a = args;
     uint64_t host = 0;
-    if (a->host_memory != NULL && size_parse(a->host_memory, &host) != MOE_OK) {
-        char text[256];
-        moe_error_take(text, sizeof text);
-        return moe_fail(MOE_E_USAGE, "--host-memory: %s", text);
-    }
+    TRY(size_parse_option("host-memory", a->host_memory, &host));
     return command_inspect(words->word[0], host, a->json, stdout);
 }
 

@@ -33,11 +33,7 @@ typedef struct machine_cli {
 static moe_err machine_options(session_options *o, const char *path, const machine_cli *a)
 {
     *o = (session_options){.path = path, .threads = (int)a->threads, .backend = a->backend, .policy = a->policy, .kv = a->kv};
-    if (a->host_memory == NULL || size_parse(a->host_memory, &o->host_bytes) == MOE_OK)
-        return MOE_OK;
-    char text[256];
-    moe_error_take(text, sizeof text);
-    return moe_fail(MOE_E_USAGE, "--host-memory: %s", text);
+    return size_parse_option("host-memory", a->host_memory, &o->host_bytes);
 }
 
 /* --- generate ----------------------------------------------------------------------------------------------------------------- */

@@ -73,6 +73,12 @@ static moe_err read_file(const char *path, text_buf *t)
     return rc;
 }
 
+static void add_ids(text_buf *t, const token_ids *ids, const char *between)
+{
+    for (size_t i = 0; i < ids->n; i++)
+        text_printf(t, "%s%d", i == 0 ? "" : between, ids->id[i]);
+}
+
 static moe_err print_pieces(const tokenizer *tok, const token_ids *ids, text_buf *t)
 {
     text_add(t, "], \"pieces\": [");
@@ -97,8 +103,7 @@ moe_err command_tokenize(const char *path, const char *text, bool specials, bool
     TRY_GOTO(tokenizer_open(&tok, path), rc, done);
     TRY_GOTO(tokenizer_encode(tok, in.used > 0 ? in.data : "", in.used, specials, &ids), rc, done);
     text_add(&t, json ? "{\"tokens\": [" : "");
-    for (size_t i = 0; i < ids.n; i++)
-        text_printf(&t, "%s%d", i == 0 ? "" : json ? ", " : ",", ids.id[i]);
+    add_ids(&t, &ids, json ? ", " : ",");
     if (json)
         TRY_GOTO(print_pieces(tok, &ids, &t), rc, done);
     text_add(&t, "\n");
@@ -166,12 +171,6 @@ done:
     return rc;
 }
 
-static void add_ids(text_buf *t, const token_ids *ids)
-{
-    for (size_t i = 0; i < ids->n; i++)
-        text_printf(t, "%s%d", i == 0 ? "" : ", ", ids->id[i]);
-}
-
 moe_err command_template(const char *path, const char *messages, bool json, FILE *out)
 {
     chat *c = NULL;
@@ -192,7 +191,7 @@ moe_err command_template(const char *path, const char *messages, bool json, FILE
         text_add(&t, "{\"text\": ");
         json_text_add(&t, text.text, text.n);
         text_add(&t, ", \"tokens\": [");
-        add_ids(&t, &ids);
+        add_ids(&t, &ids, ", ");
         text_add(&t, "]}\n");
     } else {
         text_add_bytes(&t, text.text, text.n);
