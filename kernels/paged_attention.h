@@ -1,9 +1,11 @@
 /* Causal grouped-query attention of new tokens over a paged KV cache. A page holds KV_PAGE positions of one sequence and one layer, keys and
  * values of all kv heads; its inside is private to kernels/ (kv_* below). Tokens of many sequences, prefill chunks and single
  * decoded tokens may be mixed in one call: every token is its own row.
- *   o[t] = softmax over j <= pos[t] of scale * q[t].k[j], times v[j]
+ *   o[t] = softmax over low <= j <= pos[t] of scale * q[t].k[j], times v[j];   low = max(0, pos[t] - window + 1), 0 without a window
+ * With sinks the softmax of head h has one more score, sinks[h], whose value is zero (gpt-oss).
  * Order of sums: that of attention.h (forward), K and V as stored: with NUM_F32 pages the bits are those of attention_forward on the
- * whole sequence, whatever the batch, the chunks and the neighbours (as long as k and v are finite). Formats: NUM_F32, NUM_BF16 (nearest
+ * whole sequence, whatever the batch, the chunks and the neighbours (as long as k and v are finite). A sink comes before the first key:
+ * m = sinks[h], l = 1. A window changes neither tiles nor lanes: keys before it weigh nothing, pages before it are not read. Formats: NUM_F32, NUM_BF16 (nearest
  * even), NUM_Q8_0: blocks of 32 along head_dim (the last may be shorter), d = max |x| / 127 as bf16, nearest even, q = nearest even of
  * x * (1 / d), read back as q * d. */
 #ifndef MOE_KERNELS_PAGED_ATTENTION_H
@@ -32,13 +34,15 @@ typedef struct paged_attention_args {
     float *o;                        /* [T, ldo] head h at h * hd                                    */
     const float *q;                  /* [T, ldq]                                                     */
     size_t ldq, ldo;
-    const int32_t *pos;              /* [T] position of the token: it sees 0 .. pos                  */
-    const void *const *const *pages; /* [T] page table of the token's sequence, pos / KV_PAGE + 1 valid entries; tokens of one
+    const int32_t *pos;              /* [T] position of the token: it sees low .. pos                */
+    const void *const *const *pages; /* [T] page table of the token's sequence, valid from low / KV_PAGE to pos / KV_PAGE; tokens of one
                                         sequence that stand together may point to the same table: they are then tiled together */
     int64_t T;
     int H, Hkv, hd;
     float scale;
     numfmt format;
+    int window;                      /* newest positions a token sees, itself included; 0: all           */
+    const float *sinks;              /* [H], or NULL: none                                               */
 } paged_attention_args;
 typedef moe_err (*paged_attention_fn)(const paged_attention_args *a, moe_stream *s);
 

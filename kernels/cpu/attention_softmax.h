@@ -17,7 +17,11 @@ typedef struct softmax_args {
     float scale;
     int64_t first;
     int row, heads;
+    int window; /* newest positions a query sees; 0: all */
 } softmax_args;
+
+/* Of a tile that begins at key t0: how many keys are before the window of query i. */
+SIMD int hidden(int64_t i, int64_t t0, int window) { return window > 0 && i - t0 >= window ? (int)(i - t0) - window + 1 : 0; }
 
 /* s = q.k * scale in p, masked; the new maximum of the row. `vecs` vectors of the row are read and written. */
 SIMD float score_row(float *p, float m, float scale, int keys, int vecs)
@@ -44,13 +48,16 @@ SIMD float weigh_row(float *p, float top, int vecs)
     return v16_sum(sum);
 }
 
-/* Against the tile of `keys` keys that begins at t0. Columns past the last visible key, up to a whole vector of the block of rows, become 0. */
+/* Against the tile of `keys` keys that begins at t0, of which every row sees one at least. Columns past the last visible key, up to a whole vector of the block of rows, become 0. */
 SIMD void softmax_tile(const softmax_args *a, int rows, int64_t t0, int keys)
 {
     float top[SOFTMAX_ROWS], sum[SOFTMAX_ROWS];
     for (int r = 0; r < rows; r += PRODUCT_ROWS) {
         const int end = r + PRODUCT_ROWS < rows ? r + PRODUCT_ROWS : rows;
         const int vecs = (visible(a->first + (a->row + end - 1) / a->heads, t0, keys) + V16 - 1) / V16;
+        for (int i = r; a->window > 0 && i < end; i++)
+            for (int j = 0, n = hidden(a->first + (a->row + i) / a->heads, t0, a->window); j < n; j++)
+                a->p[i * TILE + j] = -INFINITY;
         for (int i = r; i < end; i++)
             top[i] = score_row(a->p + i * TILE, a->m[i], a->scale, visible(a->first + (a->row + i) / a->heads, t0, keys), vecs);
         for (int i = r; i < end; i++)

@@ -194,8 +194,11 @@ static void task_open(task *k, float *scratch)
     k->factor = k->p + SOFTMAX_ROWS * TILE;
     k->m = k->factor + SOFTMAX_ROWS;
     k->l = k->m + k->rows;
-    for (int r = 0; r < k->rows; r++)
-        k->m[r] = -INFINITY, k->l[r] = 0.0f;
+    for (int r = 0; r < k->rows; r++) {
+        const float *sinks = k->a->sinks;
+        k->m[r] = sinks != NULL ? sinks[k->head + (size_t)(r % k->heads)] : -INFINITY;
+        k->l[r] = sinks != NULL ? 1.0f : 0.0f;
+    }
     memset(k->o, 0, (size_t)k->rows * k->width * sizeof *k->o);
 }
 
@@ -215,7 +218,7 @@ static void attend_rows(const task *k, int r0, int rows, int64_t t0, const float
         product_columns(&s, n, (most + V16 - 1) / V16, false);
     }
     const softmax_args soft = {.p = k->p, .factor = k->factor, .m = k->m + r0, .l = k->l + r0, .scale = k->a->scale, .first = k->first,
-                               .row = r0, .heads = k->heads};
+                               .row = r0, .heads = k->heads, .window = k->a->window};
     softmax_tile(&soft, rows, t0, TILE);
     for (int r = 0; r < rows; r += PRODUCT_ROWS) {
         const int n = rows - r < PRODUCT_ROWS ? rows - r : PRODUCT_ROWS, most = visible(k->first + (r0 + r + n - 1) / k->heads, t0, TILE);
@@ -225,14 +228,23 @@ static void attend_rows(const task *k, int r0, int rows, int64_t t0, const float
     }
 }
 
-/* All rows against one page as it lies. */
-static void attend_direct(const task *k, int64_t t0, const char *head, int keys)
+/* Rows [0, rows) against one page as it lies. */
+static void attend_direct(const task *k, int rows, int64_t t0, const char *head, int keys)
 {
     const bool q8 = k->a->format == NUM_Q8_0;
-    const softmax_args soft = {.p = k->p, .factor = k->factor, .m = k->m, .l = k->l, .scale = k->a->scale, .first = k->first, .heads = k->heads};
-    scores_table[q8][k->rows - 1](k, head);
-    softmax_tile(&soft, k->rows, t0, TILE);
-    values_table[q8][k->rows - 1](k, head, keys);
+    const softmax_args soft = {.p = k->p, .factor = k->factor, .m = k->m, .l = k->l, .scale = k->a->scale, .first = k->first,
+                               .heads = k->heads, .window = k->a->window};
+    scores_table[q8][rows - 1](k, head);
+    softmax_tile(&soft, rows, t0, TILE);
+    values_table[q8][rows - 1](k, head, keys);
+}
+
+/* Rows of a task that see something of the page at t0, or of a later one: the windows of those behind them begin after it. */
+static int rows_reaching(const task *k, int64_t t0)
+{
+    const int window = k->a->window;
+    const int64_t tokens = t0 + TILE - 1 + window - k->first;
+    return window > 0 && tokens < (k->rows + k->heads - 1) / k->heads ? (int)tokens * k->heads : k->rows;
 }
 
 static void attend_page(const task *k, int64_t t0)
@@ -240,10 +252,10 @@ static void attend_page(const task *k, int64_t t0)
     const paged_attention_args *a = k->a;
     const char *head = (const char *)k->pages[t0 / TILE] + k->kv * k->layout->head;
     const float *kt = (const float *)(const void *)head, *value = (const float *)(const void *)(head + k->layout->value);
-    const int most = visible(k->first + (k->rows - 1) / k->heads, t0, TILE);
+    const int until = rows_reaching(k, t0), most = visible(k->first + (until - 1) / k->heads, t0, TILE);
     const int from = t0 > k->first ? (int)(t0 - k->first) * k->heads : 0; /* earlier rows see nothing of this page */
-    if (a->format != NUM_F32 && from == 0 && k->rows <= PRODUCT_ROWS) {
-        attend_direct(k, t0, head, most);
+    if (a->format != NUM_F32 && from == 0 && until <= PRODUCT_ROWS) {
+        attend_direct(k, until, t0, head, most);
         return;
     }
     if (a->format != NUM_F32) {
@@ -251,8 +263,8 @@ static void attend_page(const task *k, int64_t t0)
         widen_values(k->wide, head, k->layout, a->format, most);
         kt = k->kt, value = k->wide;
     }
-    for (int r = from; r < k->rows; r += SOFTMAX_ROWS)
-        attend_rows(k, r, k->rows - r < SOFTMAX_ROWS ? k->rows - r : SOFTMAX_ROWS, t0, kt, value);
+    for (int r = from; r < until; r += SOFTMAX_ROWS)
+        attend_rows(k, r, until - r < SOFTMAX_ROWS ? until - r : SOFTMAX_ROWS, t0, kt, value);
 }
 
 static void write_rows(const task *k)
@@ -280,7 +292,8 @@ static void run_task(const plan *p, int64_t n, float *scratch)
     task_open(&k, scratch);
     for (int r = 0; r < k.rows; r++)
         pack_rows(k.q + (size_t)r * k.width, a->q + row_at(&k, r, a->ldq), 0, 1, a->hd);
-    for (int64_t t0 = 0; t0 < k.first + b->n; t0 += TILE)
+    const int64_t oldest = a->window > 0 && k.first >= a->window ? k.first - a->window + 1 : 0;
+    for (int64_t t0 = oldest / TILE * TILE; t0 < k.first + b->n; t0 += TILE)
         attend_page(&k, t0);
     write_rows(&k);
 }

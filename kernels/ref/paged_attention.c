@@ -111,13 +111,13 @@ typedef struct running {
     float m, l;
 } running;
 
-/* n keys of one page, from key 0 of the page. */
-static void attend_page(float *o, running *r, const float *q, const void *page, const kv_layout *lay, int head, int n,
+/* Keys [low, n) of one page. */
+static void attend_page(float *o, running *r, const float *q, const void *page, const kv_layout *lay, int head, int low, int n,
                         const paged_attention_args *a)
 {
     float s[KV_PAGE], x[ATTENTION_MAX_HD], top = r->m;
     lanes sum = {{0}};
-    for (int j = 0; j < n; j++) {
+    for (int j = low; j < n; j++) {
         float dot = 0.0f;
         get(x, key_of(page, lay, head, j), a->hd, a->format);
         for (int d = 0; d < a->hd; d++)
@@ -128,7 +128,7 @@ static void attend_page(float *o, running *r, const float *q, const void *page, 
     const float c = moe_expf(r->m - top);
     for (int d = 0; d < a->hd; d++)
         o[d] *= c;
-    for (int j = 0; j < n; j++) {
+    for (int j = low; j < n; j++) {
         const float p = moe_expf(s[j] - top);
         lanes_add(&sum, j, p);
         get(x, value_of(page, lay, head, j), a->hd, a->format);
@@ -146,11 +146,13 @@ static void attend_heads(void *ctx, int64_t begin, int64_t end, int worker)
     for (int64_t n = begin; n < end; n++) {
         const size_t t = (size_t)(n / a->H), h = (size_t)(n % a->H);
         float *o = a->o + t * a->ldo + h * (size_t)a->hd;
-        running r = {-INFINITY, 0.0f};
+        const int oldest = a->window > 0 && a->pos[t] >= a->window ? a->pos[t] - a->window + 1 : 0;
+        running r = a->sinks != NULL ? (running){a->sinks[h], 1.0f} : (running){-INFINITY, 0.0f};
         memset(o, 0, sizeof *o * (size_t)a->hd);
-        for (int first = 0; first <= a->pos[t]; first += KV_PAGE) {
-            const int keys = a->pos[t] - first + 1 < KV_PAGE ? a->pos[t] - first + 1 : KV_PAGE;
-            attend_page(o, &r, a->q + t * a->ldq + h * (size_t)a->hd, a->pages[t][first / KV_PAGE], &lay, (int)h / (a->H / a->Hkv), keys, a);
+        for (int first = oldest / KV_PAGE * KV_PAGE; first <= a->pos[t]; first += KV_PAGE) {
+            const int keys = a->pos[t] - first + 1 < KV_PAGE ? a->pos[t] - first + 1 : KV_PAGE, low = oldest > first ? oldest - first : 0;
+            attend_page(o, &r, a->q + t * a->ldq + h * (size_t)a->hd, a->pages[t][first / KV_PAGE], &lay, (int)h / (a->H / a->Hkv), low, keys,
+                        a);
         }
         const float inverse = 1.0f / r.l;
         for (int d = 0; d < a->hd; d++)

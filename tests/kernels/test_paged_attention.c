@@ -30,6 +30,8 @@ typedef struct sequence {
     char *memory;
     void **pages;
     int npages;
+    int window;         /* 0: none    */
+    const float *sinks; /* NULL: none */
 } sequence;
 
 static sequence sequence_new(shape s, numfmt f, uint64_t seed, bool mild)
@@ -86,7 +88,8 @@ static void run_batch(const moe_backend *b, moe_stream *s, const piece *part, in
     const kv_store_args store = {.page = page, .pos = pos, .k = rows + k, .v = rows + v, .ldk = any->ld, .T = T, .Hkv = any->s.Hkv,
                                  .hd = any->s.hd, .format = f};
     const paged_attention_args a = {.o = o, .q = rows, .ldq = any->ld, .ldo = any->ldo, .pos = pos, .pages = tables, .T = T, .H = any->s.H,
-                                    .Hkv = any->s.Hkv, .hd = any->s.hd, .scale = 1.0f / sqrtf((float)hd), .format = f};
+                                    .Hkv = any->s.Hkv, .hd = any->s.hd, .scale = 1.0f / sqrtf((float)hd), .format = f,
+                                    .window = any->window, .sinks = any->sinks};
     cr_assert_eq(b->kv_store(&store, s), MOE_OK, "%s", moe_error_text());
     cr_assert_eq(b->paged_attention(&a, s), MOE_OK, "%s", moe_error_text());
     t = 0;
@@ -101,6 +104,8 @@ static void run_batch(const moe_backend *b, moe_stream *s, const piece *part, in
 static void run_cut(const moe_backend *b, moe_stream *s, sequence *q, int cut, numfmt f)
 {
     for (int first = 0; first < q->s.S; first += cut) {
+        for (int page = 0; q->window > 0 && (page + 1) * KV_PAGE <= first - q->window + 1; page++)
+            q->pages[page] = NULL; /* before the window: not read */
         const piece p = {q, first, q->s.S - first < cut ? q->s.S - first : cut};
         run_batch(b, s, &p, 1, f);
     }
@@ -150,6 +155,7 @@ static void compare_cuts(const moe_backend *b, moe_stream *s, const char *where,
             continue;
         sequence got = sequence_new(c->want->s, c->format, c->seed, c->mild);
         char what[160];
+        got.window = c->want->window, got.sinks = c->want->sinks;
         run_cut(b, s, &got, cuts[i], c->format);
         snprintf(what, sizeof what, "%s, format %d, pieces of %d, %s", c->want->s.name, (int)c->format, cuts[i], where);
         test_same(what, got.o, c->want->o, (size_t)got.s.S, got.ldo, got.ldo);
@@ -189,6 +195,53 @@ Test(paged_attention, q8_pages_give_the_bits_of_the_reference_however_cut)
         test_each_backend(compare_cuts, &c);
         sequence_free(&want);
     }
+}
+
+/* The formula in double. */
+static void check_formula(const sequence *q)
+{
+    const size_t hd = (size_t)q->s.hd, H = (size_t)q->s.H, Hkv = (size_t)q->s.Hkv;
+    for (size_t n = 0; n < (size_t)q->s.S * H; n++) {
+        const size_t t = n / H, h = n % H, kv = h / (H / Hkv), low = q->window > 0 && t >= (size_t)q->window ? t + 1 - (size_t)q->window : 0;
+        double sum = q->sinks != NULL ? exp((double)q->sinks[h]) : 0, o[ATTENTION_MAX_HD] = {0};
+        for (size_t j = low; j <= t; j++) {
+            const float *k = q->qkv + j * q->ld + (H + kv) * hd, *v = k + Hkv * hd;
+            double dot = 0;
+            for (size_t d = 0; d < hd; d++)
+                dot += (double)q->qkv[t * q->ld + h * hd + d] * (double)k[d];
+            const double p = exp(dot / sqrt((double)hd));
+            sum += p;
+            for (size_t d = 0; d < hd; d++)
+                o[d] += p * (double)v[d];
+        }
+        for (size_t d = 0; d < hd; d++)
+            cr_assert_leq(fabs(o[d] / sum - (double)q->o[t * q->ldo + h * hd + d]), 1e-5, "%s, window %d: token %zu, head %zu: o[%zu] is %g, expected %g",
+                          q->s.name, q->window, t, h, d, (double)q->o[t * q->ldo + h * hd + d], o[d] / sum);
+    }
+}
+
+/* Windows that begin anywhere in a page, one token and more than there are; sinks small, large and without weight. */
+Test(paged_attention, a_window_and_sinks_follow_the_formula_and_give_the_same_bits_however_cut)
+{
+    static const int windows[] = {0, 1, 3, 64, 65, 100, 1000};
+    static const shape sizes[] = {{"grouped", 200, 6, 2, 20}, {"alone", 201, 2, 2, 33}, {"many share one", 150, 16, 1, 8}};
+    float sinks[16];
+    for (int i = 0; i < 16; i++)
+        sinks[i] = i == 5 ? -INFINITY : (float)(i % 4) * 1.7f - 2.0f;
+    for (size_t i = 0; i < sizeof windows / sizeof *windows; i++)
+        for (numfmt f = 0; f < NUM_FORMATS; f++) {
+            if (f != NUM_F32 && f != NUM_BF16 && f != NUM_Q8_0)
+                continue;
+            sequence want = sequence_new(sizes[i % 3], f, 500 + i, true);
+            comparison c = {&want, f, 500 + i, true};
+            want.window = windows[i];
+            want.sinks = i % 2 == 0 || f == NUM_BF16 ? sinks : NULL;
+            run_cut(test_reference(), test_stream(), &want, 1 << 20, f);
+            if (f == NUM_F32)
+                check_formula(&want);
+            test_each_backend(compare_cuts, &c);
+            sequence_free(&want);
+        }
 }
 
 /* Alone in its sequence a token's output is its value as stored. */
