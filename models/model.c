@@ -66,6 +66,7 @@ moe_err model_rows_extent(model_extent *e, const char *path, const tensor_info *
         return moe_fail(MOE_E_DATA, "%s: %s has rows of %lld: expected a multiple of %d, a block of %s", path, info->name,
                         (long long)info->cols, f->block, f->name);
     e->format = format;
+    e->row_step = 1;
     e->row_bytes = numfmt_row_bytes(format, info->cols);
     e->bytes = (uint64_t)info->rows * e->row_bytes; /* spec_validate keeps rows * cols far below 2^60 */
     return MOE_OK;

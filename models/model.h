@@ -7,24 +7,10 @@
 #ifndef MOE_MODELS_MODEL_H
 #define MOE_MODELS_MODEL_H
 
-#include "kernels/numfmt.h"
+#include "models/rows.h"
 #include "models/spec.h"
 
 typedef enum model_kind { MODEL_HF, MODEL_GGUF, MODEL_PACKED } model_kind;
-
-/* Where the rows of one tensor of the spec lie. Row r of the logical matrix [rows, cols] begins at offset + r * row_bytes, but for
- * `heads_interleaved` (llama in GGUF: rows of each head are stored pairwise): logical row h * hd + i lies at stored row
- * h * hd + (i < hd / 2 ? 2 * i : 2 * (i - hd / 2) + 1). */
-typedef struct model_extent {
-    int file;               /* index for model_path                                                   */
-    uint64_t offset, bytes;
-    size_t row_bytes;       /* 0 for panels                                                           */
-    numfmt format;
-    bool heads_interleaved; /* of a vector (a bias): its elements, in the same way                    */
-    bool panels;            /* packed folders, TENSOR_PANELS: qpanel_bytes(format, rows, cols) bytes, as kernels/qmatmul.h wants them */
-    bool summed;            /* packed folders, all but experts: `sum` is the XXH3-64 of the bytes     */
-    uint64_t sum;
-} model_extent;
 
 /* Packed folders: one expert is one record, panels of gate, up, down one after the other. offset and bytes are multiples of 4 KiB (O_DIRECT); the
  * first `used` bytes are the panels, XXH3-64 `sum` is theirs, zeros follow. */
@@ -46,7 +32,7 @@ const model_spec *model_spec_of(const model *m);
 int model_files(const model *m);
 const char *model_path(const model *m, int file);
 uint64_t model_file_bytes(const model *m, int file);
-/* The tensor of spec_tensors / spec_expert_tensors. Always found after model_open. */
+/* Where the tensor of spec_tensors / spec_expert_tensors lies. Always found after model_open. */
 void model_find(const model *m, const tensor_info *info, model_extent *out);
 /* false: not a packed folder (an expert is then three extents). */
 bool model_find_record(const model *m, int layer, int expert, model_record *out);

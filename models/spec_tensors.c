@@ -16,6 +16,7 @@ typedef struct block_names {
 static const block_names NAMES[] = {
     [NAMES_QWEN] = {"mlp", "shared_expert", "gate_proj", "up_proj", "down_proj"},
     [NAMES_DEEPSEEK] = {"mlp", "shared_experts", "gate_proj", "up_proj", "down_proj"},
+    [NAMES_GPT_OSS] = {"mlp", "shared_expert", "gate_proj", "up_proj", "down_proj"},
     [NAMES_MIXTRAL] = {"block_sparse_moe", "shared_expert", "w1", "w3", "w2"},
 };
 static const block_names DENSE_NAMES = {"mlp", "", "gate_proj", "up_proj", "down_proj"}; /* of a dense layer or a shared expert */

@@ -1,0 +1,87 @@
+/* Owns the ways from stored bytes to rows (models/rows.h): one function a form. Reads no files.
+ * Threads: any, no state.
+ * Rule: a scale that is no number is refused here, once for every reader. */
+#include "models/rows.h"
+
+#include <string.h>
+
+enum { MX = 32 /* numbers of an MXFP4 block */, MX_BYTES = MX / 2, MX_NAN = 255 };
+
+bool model_rows_plain(const model_extent *e) { return e->stored == STORED_ROWS && e->row_step == 1; }
+
+model_span model_rows_span(const model_extent *e, int64_t first, int64_t n)
+{
+    if (e->stored == STORED_COLUMNS)
+        return (model_span){0, (size_t)e->bytes};
+    const uint64_t group = (uint64_t)e->row_step * e->row_bytes;
+    return (model_span){(uint64_t)first * group, (size_t)((uint64_t)n * group)};
+}
+
+model_span model_scales_span(const model_extent *e, int64_t first, int64_t n)
+{
+    const uint64_t group = (uint64_t)e->row_step * e->scale_row_bytes;
+    return e->scale_bytes == 0 ? (model_span){0, 0} : (model_span){(uint64_t)first * group, (size_t)((uint64_t)n * group)};
+}
+
+/* The stored row's place in what was read. */
+static const uint8_t *stored_row(const model_source *s, int64_t row)
+{
+    return s->stored + (size_t)(s->at->row_step * (row - s->first) + s->at->row_first) * s->at->row_bytes;
+}
+
+typedef uint8_t u8x8 __attribute__((vector_size(8)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
+
+/* ggml's block: the scale, then number j in the low half of byte j and number 16 + j in the high one. */
+static void mxfp4_block(uint8_t *out, const uint8_t *in, uint8_t scale)
+{
+    u8x8 a, b;
+    memcpy(&a, in, sizeof a), memcpy(&b, in + sizeof a, sizeof b);
+    const u8x8 even = (a & 15) | (b << 4), odd = (a >> 4) | (b & 0xf0);
+    const u8x16 turned = __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+    out[0] = scale;
+    memcpy(out + 1, &turned, sizeof turned);
+}
+
+static moe_err mxfp4_row(const model_source *s, int64_t row, uint8_t *out)
+{
+    const uint8_t *in = stored_row(s, row);
+    const uint8_t *scale = s->scales + (size_t)(s->at->row_step * (row - s->first) + s->at->row_first) * s->at->scale_row_bytes;
+    for (int64_t b = 0; b < s->cols / MX; b++, in += MX_BYTES, out += 1 + MX_BYTES) {
+        if (scale[b] == MX_NAN)
+            return moe_fail(MOE_E_DATA, "%s: %s: the scale of row %lld, columns %lld to %lld is %d, which stands for no number", s->path, s->name,
+                            (long long)row, (long long)b * MX, (long long)b * MX + MX - 1, MX_NAN);
+        mxfp4_block(out, in, scale[b]);
+    }
+    return MOE_OK;
+}
+
+/* Rows side by side in a stored line share its cache lines: a line at a time. */
+static void from_columns(const model_source *s, int64_t row, int64_t n, uint8_t *out)
+{
+    const size_t bytes = (size_t)numfmt_about(s->at->format)->bytes, length = (size_t)s->cols * bytes, step = (size_t)s->at->row_step * bytes;
+    const uint8_t *in = s->stored + ((size_t)(s->at->row_step * row + s->at->row_first)) * bytes;
+    for (int64_t k = 0; k < s->cols; k++, in += s->at->row_bytes, out += bytes)
+        for (size_t r = 0; r < (size_t)n; r++)
+            if (bytes == 2)
+                memcpy(out + r * length, in + r * step, 2);
+            else
+                memcpy(out + r * length, in + r * step, bytes);
+}
+
+moe_err model_rows(const model_source *s, int64_t row, int64_t n, void *out)
+{
+    const size_t length = numfmt_row_bytes(s->at->format, s->cols);
+    uint8_t *to = out;
+    if (s->at->stored == STORED_COLUMNS) {
+        from_columns(s, row, n, to);
+        return MOE_OK;
+    }
+    for (int64_t r = row; r < row + n; r++, to += length) {
+        if (s->at->stored == STORED_MXFP4)
+            TRY(mxfp4_row(s, r, to));
+        else
+            memcpy(to, stored_row(s, r), length);
+    }
+    return MOE_OK;
+}
