@@ -3,6 +3,7 @@
  *           [blocks, KV_PAGE]  bf16 scales, NUM_Q8_0 only
  *   values  [KV_PAGE, width]   width = hd padded to 16 (pads are never read as values: o keeps only hd columns)
  *           [KV_PAGE, blocks]  bf16 scales, NUM_Q8_0 only
+ * Where a value is a part of its key (hdv > 0) there are keys only, and never fewer rows of them than `width` = hdv padded to 16.
  * Every part begins on a multiple of 64 bytes. Also the rounding of one number and one block, shared by ref/ and cpu/. */
 #ifndef MOE_KERNELS_KV_PAGE_H
 #define MOE_KERNELS_KV_PAGE_H
@@ -19,13 +20,15 @@ typedef struct kv_layout {
     size_t key_scale, value, value_scale, head;   /* bytes; head: of one kv head        */
 } kv_layout;
 
-static inline kv_layout kv_layout_of(numfmt f, int hd)
+static inline kv_layout kv_layout_of(numfmt f, int hd, int hdv)
 {
-    kv_layout l = {.blocks = f == NUM_Q8_0 ? (hd + KV_BLOCK - 1) / KV_BLOCK : 0, .width = ((size_t)hd + 15) / 16 * 16,
+    kv_layout l = {.blocks = f == NUM_Q8_0 ? (hd + KV_BLOCK - 1) / KV_BLOCK : 0, .width = ((size_t)(hdv > 0 ? hdv : hd) + 15) / 16 * 16,
                    .size = f == NUM_F32 ? 4 : f == NUM_BF16 ? 2 : 1};
-    const size_t scales = (size_t)l.blocks * KV_PAGE * sizeof(uint16_t);
-    l.key_scale = (size_t)hd * KV_PAGE * l.size;
-    l.value = l.key_scale + scales;
+    const size_t scales = (size_t)l.blocks * KV_PAGE * sizeof(uint16_t), rows = hdv > 0 && l.width > (size_t)hd ? l.width : (size_t)hd;
+    l.key_scale = rows * KV_PAGE * l.size;
+    l.value = l.value_scale = l.head = l.key_scale + scales;
+    if (hdv > 0)
+        return l;
     l.value_scale = l.value + KV_PAGE * l.width * l.size;
     l.head = l.value_scale + scales;
     return l;
@@ -54,6 +57,6 @@ static inline uint16_t kv_scale(float top, float *inverse)
 static inline int8_t kv_quantum(float x, float inverse) { return (int8_t)(uint8_t)(float_bits(fmaf(x, inverse, MATH_ROUND)) & 255u); }
 
 /* MOE_E_CONFIG, for every version of the two operations. */
-moe_err kv_check(const char *what, numfmt f, int H, int Hkv, int hd) MOE_MUST_CHECK;
+moe_err kv_check(const char *what, numfmt f, int H, int Hkv, int hd, int hdv) MOE_MUST_CHECK;
 
 #endif

@@ -17,7 +17,7 @@
 static void pool_dims(kv_pool *p, const serve_config *c, const model_spec *m)
 {
     *p = (kv_pool){.L = m->L, .sequences = c->max_sequences, .max_blocks = (int)((c->max_context + KV_PAGE - 1) / KV_PAGE),
-                   .page_bytes = kv_page_bytes(c->kv, m->Hkv, m->hd)};
+                   .page_bytes = kv_page_bytes(c->kv, m->Hkv, m->hd, 0)};
     p->blocks = p->sequences * p->max_blocks;
     p->chains = p->blocks;
 }

@@ -35,7 +35,8 @@ static void store_f32(char *head, const kv_layout *l, int place, const float *k,
     float *kt = (float *)(void *)head + place;
     for (int d = 0; d < hd; d++)
         kt[(size_t)d * KV_PAGE] = k[d];
-    memcpy(head + l->value + (size_t)place * l->width * sizeof *v, v, (size_t)hd * sizeof *v);
+    if (v != NULL)
+        memcpy(head + l->value + (size_t)place * l->width * sizeof *v, v, (size_t)hd * sizeof *v);
 }
 
 static void store_bf16(char *head, const kv_layout *l, int place, const float *k, const float *v, int hd)
@@ -44,7 +45,8 @@ static void store_bf16(char *head, const kv_layout *l, int place, const float *k
     for (int d = 0; d < hd; d += V16) {
         uint16_t key[V16];
         i16_store_u16(key, round_bf16(row_load(k + d, hd - d)));
-        i16_store_u16(to + d, round_bf16(row_load(v + d, hd - d))); /* the row is padded */
+        if (v != NULL)
+            i16_store_u16(to + d, round_bf16(row_load(v + d, hd - d))); /* the row is padded */
         for (int i = 0; i < V16 && d + i < hd; i++)
             kt[(size_t)(d + i) * KV_PAGE] = key[i];
     }
@@ -59,7 +61,8 @@ static void store_q8(char *head, const kv_layout *l, int place, const float *k, 
         const int n = hd - d < KV_BLOCK ? hd - d : KV_BLOCK;
         int8_t key[KV_BLOCK];
         key_scale[(size_t)b * KV_PAGE] = quantise(key, k + d, n);
-        value_scale[b] = quantise(to + d, v + d, n);
+        if (v != NULL)
+            value_scale[b] = quantise(to + d, v + d, n);
         for (int i = 0; i < n; i++)
             kt[(size_t)(d + i) * KV_PAGE] = key[i];
     }
@@ -68,25 +71,26 @@ static void store_q8(char *head, const kv_layout *l, int place, const float *k, 
 static void store_tokens(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const kv_store_args *a = ctx;
-    const kv_layout l = kv_layout_of(a->format, a->hd);
+    const kv_layout l = kv_layout_of(a->format, a->hd, a->hdv);
     (void)worker;
     for (int64_t t = begin; t < end; t++)
         for (int h = 0; h < a->Hkv; h++) {
             char *head = (char *)a->page[t] + (size_t)h * l.head;
             const size_t at = (size_t)t * a->ldk + (size_t)h * (size_t)a->hd;
             const int place = a->pos[t] % KV_PAGE;
+            const float *k = a->k + at, *v = a->hdv > 0 ? NULL : a->v + at; /* NULL: a part of the key */
             if (a->format == NUM_F32)
-                store_f32(head, &l, place, a->k + at, a->v + at, a->hd);
+                store_f32(head, &l, place, k, v, a->hd);
             else if (a->format == NUM_BF16)
-                store_bf16(head, &l, place, a->k + at, a->v + at, a->hd);
+                store_bf16(head, &l, place, k, v, a->hd);
             else
-                store_q8(head, &l, place, a->k + at, a->v + at, a->hd);
+                store_q8(head, &l, place, k, v, a->hd);
         }
 }
 
 moe_err ISA(kv_store)(const kv_store_args *a, moe_stream *s)
 {
-    TRY(kv_check("kv store", a->format, a->Hkv, a->Hkv, a->hd));
+    TRY(kv_check("kv store", a->format, a->Hkv, a->Hkv, a->hd, a->hdv));
     moe_pool_for(s->pool, a->T, 16, store_tokens, (void *)a);
     return MOE_OK;
 }

@@ -41,9 +41,10 @@ typedef struct task {
     int64_t token, first; /* row 0: token of the call, position in its sequence */
     size_t head, kv;
     int rows, heads;
-    size_t width;     /* hd padded                                        */
-    float *q, *o;     /* [rows, width]                                    */
-    float *kt, *wide; /* [hd, TILE], [TILE, width]: a page widened        */
+    size_t qwidth, width;  /* of a key, of a value; padded                     */
+    size_t head_q, head_o; /* floats from head to head in q and o              */
+    float *q, *o;          /* [rows, qwidth], [rows, width]                    */
+    float *kt, *wide; /* [qwidth, TILE], [TILE, width]: a page widened    */
     float *p;         /* [SOFTMAX_ROWS, TILE]                             */
     float *factor;    /* [SOFTMAX_ROWS]                                   */
     float *m, *l;     /* [rows]                                           */
@@ -90,6 +91,14 @@ static void widen_values(float *to, const char *head, const kv_layout *l, numfmt
                 v16_store(to + at, v16_mul(load_i8((const int8_t *)(head + l->value) + at),
                                            v16_set1(kv_from_bf16(scale[(size_t)(j * l->blocks) + d / KV_BLOCK]))));
         }
+}
+
+/* Values that are the first numbers of their keys: kt [>= width, TILE] turned over, for `keys` keys. */
+static void turn_values(float *to, const float *kt, size_t width, int keys)
+{
+    for (size_t j = 0; j < (size_t)keys; j += V16)
+        for (size_t d = 0; d < width; d += V16)
+            v16_transpose(to + j * width + d, width, kt + d * TILE + j, TILE, V16);
 }
 
 /* Few rows (decoded tokens) read a page as it lies: what would be stored widened is used at once. rows and f are constants where these
@@ -187,9 +196,9 @@ static const values_fn values_table[2][PRODUCT_ROWS] = {{DIRECT_EACH(DIRECT_VALU
 static void task_open(task *k, float *scratch)
 {
     k->q = scratch;
-    k->o = k->q + (size_t)k->rows * k->width;
+    k->o = k->q + (size_t)k->rows * k->qwidth;
     k->kt = k->o + (size_t)k->rows * k->width;
-    k->wide = k->kt + TILE * k->width;
+    k->wide = k->kt + TILE * k->qwidth;
     k->p = k->wide + TILE * k->width;
     k->factor = k->p + SOFTMAX_ROWS * TILE;
     k->m = k->factor + SOFTMAX_ROWS;
@@ -202,10 +211,10 @@ static void task_open(task *k, float *scratch)
     memset(k->o, 0, (size_t)k->rows * k->width * sizeof *k->o);
 }
 
-/* Offset of row r in an array whose tokens are ld floats apart: q or o. */
-static size_t row_at(const task *k, int r, size_t ld)
+/* Offset of row r in an array whose tokens are ld and whose heads are `head` floats apart: q or o. */
+static size_t row_at(const task *k, int r, size_t ld, size_t head)
 {
-    return (size_t)(k->token + r / k->heads) * ld + (k->head + (size_t)(r % k->heads)) * (size_t)k->a->hd;
+    return (size_t)(k->token + r / k->heads) * ld + (k->head + (size_t)(r % k->heads)) * head;
 }
 
 /* Rows [r0, r0 + rows) against one page, whose first key is position t0. */
@@ -213,7 +222,7 @@ static void attend_rows(const task *k, int r0, int rows, int64_t t0, const float
 {
     for (int r = 0; r < rows; r += PRODUCT_ROWS) {
         const int n = rows - r < PRODUCT_ROWS ? rows - r : PRODUCT_ROWS, most = visible(k->first + (r0 + r + n - 1) / k->heads, t0, TILE);
-        const product s = {.c = k->p + r * TILE, .a = k->q + (size_t)(r0 + r) * k->width, .b = kt, .ldc = TILE, .lda = k->width,
+        const product s = {.c = k->p + r * TILE, .a = k->q + (size_t)(r0 + r) * k->qwidth, .b = kt, .ldc = TILE, .lda = k->qwidth,
                            .ldb = TILE, .steps = k->a->hd, .zero = true};
         product_columns(&s, n, (most + V16 - 1) / V16, false);
     }
@@ -254,27 +263,32 @@ static void attend_page(const task *k, int64_t t0)
     const float *kt = (const float *)(const void *)head, *value = (const float *)(const void *)(head + k->layout->value);
     const int until = rows_reaching(k, t0), most = visible(k->first + (until - 1) / k->heads, t0, TILE);
     const int from = t0 > k->first ? (int)(t0 - k->first) * k->heads : 0; /* earlier rows see nothing of this page */
-    if (a->format != NUM_F32 && from == 0 && until <= PRODUCT_ROWS) {
+    if (a->format != NUM_F32 && a->hdv == 0 && from == 0 && until <= PRODUCT_ROWS) {
         attend_direct(k, until, t0, head, most);
         return;
     }
     if (a->format != NUM_F32) {
         widen_keys(k->kt, head, k->layout, a->format, a->hd, (most + V16 - 1) / V16);
-        widen_values(k->wide, head, k->layout, a->format, most);
-        kt = k->kt, value = k->wide;
+        kt = k->kt;
     }
+    if (a->hdv > 0)
+        turn_values(k->wide, kt, k->width, most);
+    else if (a->format != NUM_F32)
+        widen_values(k->wide, head, k->layout, a->format, most);
+    if (a->hdv > 0 || a->format != NUM_F32)
+        value = k->wide;
     for (int r = from; r < until; r += SOFTMAX_ROWS)
         attend_rows(k, r, until - r < SOFTMAX_ROWS ? until - r : SOFTMAX_ROWS, t0, kt, value);
 }
 
 static void write_rows(const task *k)
 {
-    const paged_attention_args *a = k->a;
+    const int width = k->a->hdv > 0 ? k->a->hdv : k->a->hd;
     for (int r = 0; r < k->rows; r++) {
         const v16 inverse = v16_set1(1.0f / k->l[r]);
-        float *o = a->o + row_at(k, r, a->ldo);
-        for (int d = 0; d < a->hd; d += V16)
-            row_store(o + d, v16_fma(v16_load(k->o + (size_t)r * k->width + (size_t)d), inverse, v16_zero()), a->hd - d);
+        float *o = k->a->o + row_at(k, r, k->a->ldo, k->head_o);
+        for (int d = 0; d < width; d += V16)
+            row_store(o + d, v16_fma(v16_load(k->o + (size_t)r * k->width + (size_t)d), inverse, v16_zero()), width - d);
     }
 }
 
@@ -287,11 +301,15 @@ static void run_task(const plan *p, int64_t n, float *scratch)
     const block *b = &p->block[p->nblocks - 1 - n / a->Hkv]; /* of a long chunk, the block that sees most first */
     task k = {.a = a, .layout = &p->layout, .pages = a->pages[b->token], .token = b->token, .first = a->pos[b->token], .kv = kv,
               .head = kv * (size_t)group + (size_t)skip, .heads = group - skip < p->heads ? group - skip : p->heads,
-              .width = p->layout.width};
+              .qwidth = padded(a->hd), .width = p->layout.width, .head_q = a->head_q, .head_o = a->head_o};
+    if (k.head_q == 0)
+        k.head_q = (size_t)a->hd;
+    if (k.head_o == 0)
+        k.head_o = (size_t)(a->hdv > 0 ? a->hdv : a->hd);
     k.rows = b->n * k.heads;
     task_open(&k, scratch);
     for (int r = 0; r < k.rows; r++)
-        pack_rows(k.q + (size_t)r * k.width, a->q + row_at(&k, r, a->ldq), 0, 1, a->hd);
+        pack_rows(k.q + (size_t)r * k.qwidth, a->q + row_at(&k, r, a->ldq, k.head_q), 0, 1, a->hd);
     const int64_t oldest = a->window > 0 && k.first >= a->window ? k.first - a->window + 1 : 0;
     for (int64_t t0 = oldest / TILE * TILE; t0 < k.first + b->n; t0 += TILE)
         attend_page(&k, t0);
@@ -334,7 +352,7 @@ static void plan_tasks(plan *p)
         p->head_parts = (group + p->heads - 1) / p->heads;
         p->queries = rows / p->heads;
         const int64_t tasks = count_blocks(a, p->queries) * a->Hkv * p->head_parts;
-        const bool fits = (size_t)rows * p->layout.width <= ROW_FLOATS;
+        const bool fits = (size_t)rows * padded(a->hd) <= ROW_FLOATS;
         if (rows > ROWS_LEAST && (!fits || tasks < TASKS_PER_THREAD * threads))
             rows /= 2;
         else if (p->heads > 1 && tasks < TASKS_PER_THREAD * threads && tasks % threads != 0)
@@ -346,8 +364,8 @@ static void plan_tasks(plan *p)
 
 moe_err ISA(paged_attention)(const paged_attention_args *a, moe_stream *s)
 {
-    TRY(kv_check("paged attention", a->format, a->H, a->Hkv, a->hd));
-    plan p = {.a = a, .pool = s->pool, .layout = kv_layout_of(a->format, a->hd)};
+    TRY(kv_check("paged attention", a->format, a->H, a->Hkv, a->hd, a->hdv));
+    plan p = {.a = a, .pool = s->pool, .layout = kv_layout_of(a->format, a->hd, a->hdv)};
     plan_tasks(&p);
     for (int64_t t = 0; t < a->T;) {
         for (p.nblocks = 0; p.nblocks < BLOCKS && t < a->T; t += p.block[p.nblocks++].n)

@@ -37,7 +37,7 @@ typedef struct sequence {
 static sequence sequence_new(shape s, numfmt f, uint64_t seed, bool mild)
 {
     sequence q = {.s = s, .ld = (size_t)(s.H + 2 * s.Hkv) * (size_t)s.hd + 5, .ldo = (size_t)(s.H * s.hd) + 3,
-                  .page_bytes = kv_page_bytes(f, s.Hkv, s.hd), .npages = (s.S + KV_PAGE - 1) / KV_PAGE};
+                  .page_bytes = kv_page_bytes(f, s.Hkv, s.hd, 0), .npages = (s.S + KV_PAGE - 1) / KV_PAGE};
     q.qkv = test_new_filled((size_t)s.S * q.ld, seed);
     for (size_t i = 0; mild && i < (size_t)s.S * q.ld; i++)
         q.qkv[i] = (float)((double)(test_bits(seed, i) >> 11) * 0x1p-52 - 1.0); /* [-1, 1) */
