@@ -4,7 +4,8 @@
  * `inverse` rotates back (sin negated): the backward pass. The table holds cos then sin, [S, hd/2] each, made by rope_table with the
  * project's own cos and sin: angle = position * inv_freq is rounded to fp32 as transformers does, cos and sin of that fp32 angle are
  * taken in double and rounded. What inv_freq is, the model says (models/spec.h). Where only the first `rotary` floats of a head turn
- * (partial rotary embedding), rotary stands for hd in all of this and the others stay. hd and rotary are even. Source: arXiv 2104.09864. */
+ * (partial rotary embedding), rotary stands for hd in all of this and the others stay. rotary is even, and so is hd where all of it turns.
+ * With `interleaved` the pairs are (2i, 2i+1) instead, in place (DeepSeek's rope_interleave). Source: arXiv 2104.09864. */
 #ifndef MOE_KERNELS_ROPE_H
 #define MOE_KERNELS_ROPE_H
 
@@ -20,6 +21,7 @@ typedef struct rope_args {
     int S, heads, hd;
     bool inverse;
     int rotary;         /* floats of a head that turn, from its first; 0: all              */
+    bool interleaved;   /* pairs (2i, 2i+1)                                                */
 } rope_args;
 
 static inline int rope_width(const rope_args *a) { return a->rotary > 0 ? a->rotary : a->hd; }

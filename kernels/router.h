@@ -2,8 +2,8 @@
  *
  *   scores p = softmax(logits) or sigmoid(logits)                                      [T, E]
  *   choice   the K experts with the largest p + bias (ties: lowest id), after limiting to the best `groups_used` of `groups`
- *            groups (DeepSeek-V3: a group's score is the sum of its two best p + bias; equal scores: lowest group); listed by
- *            falling p + bias. A NaN score never wins against a number; the ids are distinct and in range whatever the logits hold
+ *            groups (DeepSeek-V3: a group's score is the sum of its two best p + bias, DeepSeek-V2: its best one, `group_best`;
+ *            equal scores: lowest group); listed by falling p + bias. A NaN score never wins against a number; the ids are distinct and in range whatever the logits hold
  *   weights  p at the chosen experts; softmax over the chosen logits when topk_first (Mixtral; `normalize` has no effect then);
  *            divided by their sum when `normalize` (sum + 1e-20 under sigmoid, as DeepSeek-V3); times `scale`
  * Losses (unscaled; the caller weights them): z = mean over tokens of logsumexp(logits)^2; the balance loss is computed by the
@@ -36,6 +36,7 @@ typedef struct router_rule {
     bool normalize;     /* divide the chosen weights by their sum                     */
     float scale;        /* routed_scaling_factor, 1 when the family has none; not 0   */
     int groups, groups_used; /* 1, 1: no limit                                        */
+    bool group_best;    /* the score of a group is its best one's alone               */
 } router_rule;
 
 typedef struct router_args {

@@ -13,6 +13,20 @@ SIMD void rotate_pairs(float *x, const float *cosine, const float *sine, int hal
     v16_store_n(x + half, v16_fma(b, c, v16_mul(a, s)), n);
 }
 
+/* Pairs (2i, 2i+1): sorted into two halves, turned, and put back. */
+static void rotate_interleaved(float *x, const float *cosine, const float *sine, int half, i16 flip)
+{
+    for (int i = 0; i < half; i += V16) {
+        const int n = half - i < V16 ? half - i : V16;
+        float pairs[2 * V16];
+        for (int j = 0; j < n; j++)
+            pairs[j] = x[2 * (i + j)], pairs[V16 + j] = x[2 * (i + j) + 1];
+        rotate_pairs(pairs, cosine + i, sine + i, V16, n, flip);
+        for (int j = 0; j < n; j++)
+            x[2 * (i + j)] = pairs[j], x[2 * (i + j) + 1] = pairs[V16 + j];
+    }
+}
+
 static void rotate_tokens(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const rope_args *a = ctx;
@@ -23,7 +37,9 @@ static void rotate_tokens(void *ctx, int64_t begin, int64_t end, int worker)
         const float *cosine = a->table + (size_t)(t % a->S) * (size_t)half, *sine = cosine + (size_t)a->S * (size_t)half;
         for (size_t h = 0; h < (size_t)a->heads; h++) {
             float *x = a->x + (size_t)t * a->ld + h * (size_t)a->hd;
-            for (int i = 0; i < half; i += V16)
+            if (a->interleaved)
+                rotate_interleaved(x, cosine, sine, half, flip);
+            for (int i = 0; i < half && !a->interleaved; i += V16)
                 rotate_pairs(x + i, cosine + i, sine + i, half, half - i < V16 ? half - i : V16, flip);
         }
     }

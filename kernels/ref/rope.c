@@ -8,12 +8,13 @@
 #include "kernels/math.h"
 #include "kernels/tables.h"
 
-static void rotate_head(float *x, const float *cosine, const float *sine, int half, bool inverse)
+static void rotate_head(float *x, const float *cosine, const float *sine, int half, bool inverse, bool interleaved)
 {
     for (int i = 0; i < half; i++) {
-        const float a = x[i], b = x[i + half], s = inverse ? -sine[i] : sine[i];
-        x[i] = fmaf(a, cosine[i], -(b * s));
-        x[i + half] = fmaf(b, cosine[i], a * s);
+        const int first = interleaved ? 2 * i : i, second = interleaved ? 2 * i + 1 : i + half;
+        const float a = x[first], b = x[second], s = inverse ? -sine[i] : sine[i];
+        x[first] = fmaf(a, cosine[i], -(b * s));
+        x[second] = fmaf(b, cosine[i], a * s);
     }
 }
 
@@ -25,7 +26,7 @@ static void rotate_tokens(void *ctx, int64_t begin, int64_t end, int worker)
     for (int64_t t = begin; t < end; t++) {
         const float *cosine = a->table + (size_t)(t % a->S) * half, *sine = cosine + (size_t)a->S * half;
         for (size_t h = 0; h < (size_t)a->heads; h++)
-            rotate_head(a->x + (size_t)t * a->ld + h * (size_t)a->hd, cosine, sine, (int)half, a->inverse);
+            rotate_head(a->x + (size_t)t * a->ld + h * (size_t)a->hd, cosine, sine, (int)half, a->inverse, a->interleaved);
     }
 }
 

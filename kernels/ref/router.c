@@ -33,8 +33,8 @@ static bool better(float score, float best) { return score > best || (isnan(best
 
 static float choice_score(const float *p, const float *bias, int e) { return bias != NULL ? p[e] + bias[e] : p[e]; }
 
-/* The sum of the two best scores of a group (of the only one, when it has one expert). */
-static float group_score(const float *p, const float *bias, int first, int experts)
+/* The sum of the two best scores of a group (of the only one, when it has one expert), or the best one. */
+static float group_score(const float *p, const float *bias, int first, int experts, bool group_best)
 {
     float best = -INFINITY, second = -INFINITY;
     for (int e = first; e < first + experts; e++) {
@@ -46,16 +46,16 @@ static float group_score(const float *p, const float *bias, int first, int exper
             second = score;
         }
     }
-    return experts > 1 ? best + second : best;
+    return experts > 1 && !group_best ? best + second : best;
 }
 
 /* How many groups stand before g in the order of falling score, then rising number. */
-static int group_rank(const float *p, const float *bias, int g, int groups, int experts)
+static int group_rank(const float *p, const float *bias, int g, const router_rule *rule, int experts)
 {
-    const float score = group_score(p, bias, g * experts, experts);
+    const float score = group_score(p, bias, g * experts, experts, rule->group_best);
     int rank = 0;
-    for (int other = 0; other < groups; other++) {
-        const float value = group_score(p, bias, other * experts, experts);
+    for (int other = 0; other < rule->groups; other++) {
+        const float value = group_score(p, bias, other * experts, experts, rule->group_best);
         rank += other < g ? !better(score, value) : better(value, score);
     }
     return rank;
@@ -67,7 +67,7 @@ void router_choose(int32_t *ids, const float *p, const float *bias, int E, int K
     for (int k = 0; k < K; k++)
         ids[k] = -1;
     for (int g = 0; g < rule->groups; g++) {
-        if (rule->groups_used < rule->groups && group_rank(p, bias, g, rule->groups, experts) >= rule->groups_used)
+        if (rule->groups_used < rule->groups && group_rank(p, bias, g, rule, experts) >= rule->groups_used)
             continue;
         for (int e = g * experts; e < (g + 1) * experts; e++) { /* insertion into the K best so far, behind equal ones */
             int at = K;

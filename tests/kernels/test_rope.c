@@ -33,7 +33,8 @@ static void compare(const moe_backend *b, moe_stream *s, const char *where, void
     rope_args args = c->args;
     args.x = x;
     cr_assert_eq(b->rope(&args, s), MOE_OK);
-    snprintf(what, sizeof what, "rope, %s, %s, inverse %d, rotary %d", where, c->shape->name, c->args.inverse, c->args.rotary);
+    snprintf(what, sizeof what, "rope, %s, %s, inverse %d, rotary %d, interleaved %d", where, c->shape->name, c->args.inverse, c->args.rotary,
+             c->args.interleaved);
     test_same(what, x, c->want, (size_t)args.T, args.ld, args.ld);
     test_free(x);
 }
@@ -41,16 +42,16 @@ static void compare(const moe_backend *b, moe_stream *s, const char *where, void
 Test(rope, fast_has_the_bits_of_the_reference)
 {
     for (const test_shape *s = test_shapes; s->name != NULL; s++)
-        for (int part = 0; part < 4; part++) {
+        for (int part = 0; part < 8; part++) {
             const bool inverse = part % 2;
-            const int rotary = part < 2 ? 0 : s->hd / 4 * 2;
-            if (part >= 2 && rotary == 0)
+            const int rotary = part % 4 < 2 ? 0 : s->hd / 4 * 2;
+            if (part % 4 >= 2 && rotary == 0)
                 continue;
             const size_t ld = (size_t)(s->H * s->hd) + 5, n = (size_t)test_tokens(s) * ld; /* 5 floats of a neighbour: not to be touched */
             float *table = test_new((size_t)s->S * (size_t)s->hd, false);
             make_table(table, s->S, rotary > 0 ? rotary : s->hd, 10000.0);
             float *x = test_new_filled(n, 1), *want = test_new_filled(n, 1);
-            rope_case c = {s, {want, table, ld, test_tokens(s), s->S, s->H, s->hd, inverse, rotary}, x, want, n};
+            rope_case c = {s, {want, table, ld, test_tokens(s), s->S, s->H, s->hd, inverse, rotary, part >= 4}, x, want, n};
             cr_assert_eq(test_reference()->rope(&c.args, test_stream()), MOE_OK);
             test_each_backend(compare, &c);
             test_free(x), test_free(want), test_free(table);
@@ -85,7 +86,7 @@ Test(rope, rotation_is_the_formula)
     make_table(table, S, HD, 10000.0);
     test_fill(x, (size_t)S * HD, 3);
     memcpy(y, x, (size_t)S * HD * sizeof *x);
-    cr_assert_eq(test_reference()->rope(&(rope_args){y, table, HD, S, S, 1, HD, false, 0}, test_stream()), MOE_OK);
+    cr_assert_eq(test_reference()->rope(&(rope_args){y, table, HD, S, S, 1, HD, false, 0, false}, test_stream()), MOE_OK);
     for (int t = 0; t < S; t++)
         for (int i = 0; i < HALF; i++) {
             const double a = (double)x[t * HD + i], b = (double)x[t * HD + i + HALF];
@@ -94,7 +95,7 @@ Test(rope, rotation_is_the_formula)
             cr_assert_leq(fabs((double)y[t * HD + i] - (a * c - b * s)), tolerance, "first half at [%d, %d]", t, i);
             cr_assert_leq(fabs((double)y[t * HD + i + HALF] - (b * c + a * s)), tolerance, "second half at [%d, %d]", t, i);
         }
-    cr_assert_eq(test_reference()->rope(&(rope_args){y, table, HD, S, S, 1, HD, true, 0}, test_stream()), MOE_OK);
+    cr_assert_eq(test_reference()->rope(&(rope_args){y, table, HD, S, S, 1, HD, true, 0, false}, test_stream()), MOE_OK);
     for (int t = 0; t < S; t++)
         for (int i = 0; i < HALF; i++) {
             const double a = (double)x[t * HD + i], b = (double)x[t * HD + i + HALF], tolerance = (fabs(a) + fabs(b)) * 0x1p-21 + 0x1p-125;
@@ -114,10 +115,29 @@ Test(rope, only_the_first_floats_turn)
     memcpy(before, x, sizeof x);
     for (int t = 0; t < S; t++)
         memcpy(part + t * ROT, x + t * HD, ROT * sizeof *x);
-    cr_assert_eq(test_reference()->rope(&(rope_args){part, table, ROT, S, S, 1, ROT, false, 0}, test_stream()), MOE_OK);
-    cr_assert_eq(test_reference()->rope(&(rope_args){x, table, HD, S, S, 1, HD, false, ROT}, test_stream()), MOE_OK);
+    cr_assert_eq(test_reference()->rope(&(rope_args){part, table, ROT, S, S, 1, ROT, false, 0, false}, test_stream()), MOE_OK);
+    cr_assert_eq(test_reference()->rope(&(rope_args){x, table, HD, S, S, 1, HD, false, ROT, false}, test_stream()), MOE_OK);
     for (int t = 0; t < S; t++) {
         cr_assert_eq(memcmp(x + t * HD, part + t * ROT, ROT * sizeof *x), 0, "token %d: the part that turns", t);
         cr_assert_eq(memcmp(x + t * HD + ROT, before + t * HD + ROT, (HD - ROT) * sizeof *x), 0, "token %d: the rest", t);
     }
+}
+
+/* Pairs (2i, 2i+1) turn as pairs (i, i + half) of the sorted numbers do. */
+Test(rope, interleaved_pairs_are_the_same_rotation)
+{
+    enum { S = 7, HD = 30, HALF = HD / 2 };
+    float table[S * HD], x[S * HD], sorted[S * HD];
+    make_table(table, S, HD, 10000.0);
+    test_fill(x, S * HD, 6);
+    for (int t = 0; t < S; t++)
+        for (int i = 0; i < HALF; i++)
+            sorted[t * HD + i] = x[t * HD + 2 * i], sorted[t * HD + HALF + i] = x[t * HD + 2 * i + 1];
+    cr_assert_eq(test_reference()->rope(&(rope_args){sorted, table, HD, S, S, 1, HD, false, 0, false}, test_stream()), MOE_OK);
+    cr_assert_eq(test_reference()->rope(&(rope_args){x, table, HD, S, S, 1, HD, false, 0, true}, test_stream()), MOE_OK);
+    for (int t = 0; t < S; t++)
+        for (int i = 0; i < HALF; i++) {
+            cr_assert_eq(memcmp(&x[t * HD + 2 * i], &sorted[t * HD + i], sizeof *x), 0, "token %d, pair %d", t, i);
+            cr_assert_eq(memcmp(&x[t * HD + 2 * i + 1], &sorted[t * HD + HALF + i], sizeof *x), 0, "token %d, pair %d", t, i);
+        }
 }

@@ -15,6 +15,7 @@ static const router_rule rules[] = {
     {.score = ROUTER_SOFTMAX, .topk_first = true, .scale = 1.0f, .groups = 1, .groups_used = 1}, /* Mixtral     */
     {.score = ROUTER_SIGMOID, .normalize = true, .scale = 2.5f, .groups = 1, .groups_used = 1},  /* GLM-4.5     */
     {.score = ROUTER_SIGMOID, .normalize = true, .scale = 2.5f, .groups = 4, .groups_used = 2},  /* DeepSeek-V3 */
+    {.score = ROUTER_SOFTMAX, .scale = 16.0f, .groups = 4, .groups_used = 2, .group_best = true}, /* DeepSeek-V2 */
     {.score = ROUTER_SIGMOID, .scale = 1.5f, .groups = 1, .groups_used = 1},
     {.score = ROUTER_SIGMOID, .topk_first = true, .scale = 0.5f, .groups = 1, .groups_used = 1},
     {.score = ROUTER_SOFTMAX, .normalize = true, .topk_first = true, .scale = 3.0f, .groups = 2, .groups_used = 1},
@@ -134,7 +135,7 @@ static void sorted_choice(int32_t *ids, const routing *r, int64_t t, const float
     for (int g = 0; g < rule->groups; g++) {
         memcpy(kept, all + g * size, sizeof *all * (size_t)size);
         qsort(kept, (size_t)size, sizeof *kept, by_score);
-        group[g] = (scored){size > 1 ? kept[0].score + kept[1].score : kept[0].score, g};
+        group[g] = (scored){size > 1 && !rule->group_best ? kept[0].score + kept[1].score : kept[0].score, g};
     }
     qsort(group, (size_t)rule->groups, sizeof *group, by_score);
     for (int g = 0; g < rule->groups_used; g++)
