@@ -1,4 +1,4 @@
-/* The host tier of a model that is only read: experts in RAM slots over files in place (an expert = up to three unaligned ranges) or
+/* The host tier of a model that is only read: experts in RAM slots over files in place (an expert = a few unaligned ranges) or
  * packed records (one aligned range). Reads whole experts, many in flight, through memory/io.h; what lands is handed to `land`, which
  * lays it out as the kernels want it. Evicts by policy (memory/cache_policy.h) only what is not leased.
  * Threads: all calls, open and close too, from one thread (the computing one); reads are carried by the io queue's own means.
@@ -9,7 +9,7 @@
 #include "memory/cache_policy.h"
 #include "memory/io.h"
 
-enum { EXPERT_RANGES = 3, EXPERT_CACHE_DEPTH = 16 };
+enum { EXPERT_RANGES = 6 /* gate, up, down, and the scales of each */, EXPERT_CACHE_DEPTH = 16 };
 
 typedef struct expert_range {
     int file; /* index into files */

@@ -142,8 +142,8 @@ static moe_err check_expert(const expert_cache *x, expert_id id)
     expert_range r[EXPERT_RANGES];
     const int n = x->c.ranges(x->c.user, id, r), layer = id_layer(x, id), e = id_expert(x, id);
     if (n < 1 || n > EXPERT_RANGES || (x->c.land == NULL && n != 1))
-        return moe_fail(MOE_E_DATA, "expert %d of layer %d lies in %d ranges; expected 1%s", e, layer, n,
-                        x->c.land == NULL ? "" : " .. 3");
+        return moe_fail(MOE_E_DATA, "expert %d of layer %d lies in %d ranges; expected 1 .. %d", e, layer, n,
+                        x->c.land == NULL ? 1 : EXPERT_RANGES);
     for (int i = 0; i < n; i++) {
         if (r[i].file < 0 || r[i].file >= x->c.nfiles)
             return moe_fail(MOE_E_DATA, "expert %d of layer %d lies in file %d of %d", e, layer, r[i].file, x->c.nfiles);

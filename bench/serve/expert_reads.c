@@ -11,7 +11,7 @@
 #include "engine/base/clock.h"
 #include "memory/expert_cache.h"
 
-enum { LAYERS_MAX = 64, CHOOSE_MAX = 64 };
+enum { LAYERS_MAX = 64, CHOOSE_MAX = 64, THIRDS = 3 };
 
 typedef struct options {
     const char *file, *io;
@@ -31,16 +31,16 @@ static int ranges(void *user, expert_id id, expert_range r[EXPERT_RANGES])
         r[0] = (expert_range){0, at, o->expert_bytes};
         return 1;
     }
-    for (int i = 0; i < EXPERT_RANGES; i++)
+    for (int i = 0; i < THIRDS; i++)
         r[i] = (expert_range){0, at + 160 + (size_t)i * third, third};
-    return EXPERT_RANGES;
+    return THIRDS;
 }
 
 static moe_err land(void *user, expert_id id, const void *const raw[EXPERT_RANGES], void *slot)
 {
     (void)id;
     const size_t third = (((const options *)user)->expert_bytes - 1024) / 3;
-    for (int i = 0; i < EXPERT_RANGES; i++)
+    for (int i = 0; i < THIRDS; i++)
         memcpy((char *)slot + (size_t)i * third, raw[i], third);
     return MOE_OK;
 }

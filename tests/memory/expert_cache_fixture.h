@@ -20,12 +20,12 @@
         cr_assert(strstr(moe_error_text(), (text)), "\"%s\" lacks \"%s\"", moe_error_text(), (text));                            \
     } while (0)
 
-enum { LAYERS = 3, EXPERTS = 6, IDS = LAYERS * EXPERTS, FILES = 2 };
+enum { LAYERS = 3, EXPERTS = 6, IDS = LAYERS * EXPERTS, FILES = 2, RANGES = 3 };
 
 typedef struct fixture {
     bool records; /* one aligned record each, read straight into the slot */
-    size_t part[EXPERT_RANGES];
-    expert_range range[IDS][EXPERT_RANGES];
+    size_t part[RANGES];
+    expert_range range[IDS][RANGES];
     size_t file_bytes[FILES];
     expert_cache_config c;
     char path[FILES][SCRATCH_PATH];
@@ -45,7 +45,7 @@ static inline int fixture_ranges(void *user, expert_id id, expert_range range[EX
 {
     const fixture *f = user;
     memcpy(range, f->range[id], sizeof f->range[id]);
-    return f->records ? 1 : EXPERT_RANGES;
+    return f->records ? 1 : RANGES;
 }
 
 static inline moe_err fixture_land(void *user, expert_id id, const void *const raw[EXPERT_RANGES], void *slot)
@@ -53,7 +53,7 @@ static inline moe_err fixture_land(void *user, expert_id id, const void *const r
     fixture *f = user;
     f->landings++;
     uint8_t *to = slot;
-    for (int i = 0; i < EXPERT_RANGES; i++)
+    for (int i = 0; i < RANGES; i++)
         for (size_t k = 0; k < f->range[id][i].bytes; k++)
             *to++ = (uint8_t)~((const uint8_t *)raw[i])[k];
     return (int)id == f->damaged ? moe_fail(MOE_E_DATA, "the checksum does not match") : MOE_OK;
@@ -64,7 +64,7 @@ static inline void fixture_plan(fixture *f, bool records, size_t unit)
 {
     *f = (fixture){.records = records, .damaged = -1, .part = {unit * 4 + 77, unit * 4 + 77, unit * 3 + 5}};
     for (int id = 0; id < IDS; id++)
-        for (int i = 0; i < (records ? 1 : EXPERT_RANGES); i++) {
+        for (int i = 0; i < (records ? 1 : RANGES); i++) {
             const int file = records ? id % FILES : (id + i) % FILES;
             size_t *at = &f->file_bytes[file];
             *at = records ? (*at + IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN : *at + 33;
@@ -108,7 +108,7 @@ static inline void fixture_open(fixture *f, int slots)
 static inline void expect_content(const fixture *f, const expert_lease *l)
 {
     const uint8_t *p = l->slot;
-    for (int i = 0; i < (f->records ? 1 : EXPERT_RANGES); i++) {
+    for (int i = 0; i < (f->records ? 1 : RANGES); i++) {
         const expert_range *r = &f->range[l->id][i];
         for (size_t k = 0; k < r->bytes; k++) {
             const uint8_t byte = byte_at(r->file, r->offset + k), expected = f->records ? byte : (uint8_t)~byte;
