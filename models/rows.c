@@ -77,6 +77,10 @@ moe_err model_rows(const model_source *s, int64_t row, int64_t n, void *out)
         from_columns(s, row, n, to);
         return MOE_OK;
     }
+    if (model_rows_plain(s->at)) {
+        memcpy(to, stored_row(s, row), (size_t)n * length);
+        return MOE_OK;
+    }
     for (int64_t r = row; r < row + n; r++, to += length) {
         if (s->at->stored == STORED_MXFP4)
             TRY(mxfp4_row(s, r, to));

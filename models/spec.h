@@ -28,8 +28,8 @@ typedef struct rope_scaling {
 typedef enum tensor_naming {
     NAMES_QWEN,    /* mlp.gate, mlp.experts.N.gate_proj, mlp.shared_expert.gate_proj          */
     NAMES_DEEPSEEK, /* as Qwen, mlp.shared_experts.gate_proj; layers behind the last one (multi-token prediction) are not read */
-    NAMES_GPT_OSS, /* mlp.router, mlp.experts.gate_up_proj (rows of gate and up in turn), mlp.experts.down_proj: all experts in one tensor */
     NAMES_MIXTRAL, /* block_sparse_moe.gate, block_sparse_moe.experts.N.w1 (gate), w3 (up), w2 (down) */
+    NAMES_GPT_OSS, /* mlp.router, mlp.experts.gate_up_proj (rows of gate and up in turn), mlp.experts.down_proj: all experts in one tensor */
 } tensor_naming;
 
 typedef struct model_spec {

@@ -49,7 +49,7 @@ static void count(inspect_report *r, const tensor_info *t, const model_extent *e
         r->row[r->rows++] = (inspect_row){.part = part, .format = e->format};
     r->row[i].tensors++;
     r->row[i].parameters += t->rows * t->cols;
-    r->row[i].bytes += e->bytes;
+    r->row[i].bytes += (e->bytes + e->scale_bytes) / (e->panels ? 1 : (uint64_t)e->row_step); /* gate and up in turn: both have all of it */
 }
 
 /* Bytes of a tensor as the engine holds it. */

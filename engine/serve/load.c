@@ -26,7 +26,7 @@ typedef struct loader {
     int64_t parts, at, row; /* the piece that is cut next */
     io_file **file;
     io_queue *queue;
-    char *memory, *sorted; /* LOAD_DEPTH buffers; rows of heads in order */
+    char *memory, *sorted; /* LOAD_DEPTH buffers; rows of heads in order, or scales */
     size_t buffer_bytes;
     piece piece[LOAD_DEPTH];
     int in_flight;
@@ -42,11 +42,19 @@ static size_t part_row_bytes(const load_part *p)
     return p->at.panels ? 1 : numfmt_row_bytes(p->at.format, p->info.cols);
 }
 
+/* Stored bytes of rows (bytes of panels) [first, first + n). */
+static model_span part_span(const load_part *p, int64_t first, int64_t n)
+{
+    return p->at.panels ? (model_span){(uint64_t)first, (size_t)n} : model_rows_span(&p->at, first, n);
+}
+
 /* Rows that go together: whole panels, and whole heads where their rows are sorted. */
 static int64_t rows_together(const serve *s, const load_part *p)
 {
     if (p->at.panels)
         return LOAD_PIECE;
+    if (p->at.stored == STORED_COLUMNS)
+        return p->info.rows;
     const int64_t hd = s->spec->hd, unit = !p->at.heads_interleaved ? PANEL : hd % PANEL == 0 ? hd : hd * PANEL;
     const int64_t fit = (int64_t)(LOAD_PIECE / part_row_bytes(p)) / unit * unit;
     return fit > unit ? fit : unit;
@@ -57,11 +65,11 @@ static moe_err start_piece(loader *l, piece *p)
 {
     const load_part *part = &l->part[l->at];
     const int64_t most = rows_together(l->s, part), left = part_rows(part) - l->row;
-    const uint64_t begin = part->at.offset + (uint64_t)l->row * part_row_bytes(part);
     p->part = part;
     p->first = l->row;
     p->rows = left < most ? left : most;
-    const uint64_t end = begin + (uint64_t)p->rows * part_row_bytes(part), from = begin / IO_ALIGN * IO_ALIGN;
+    const model_span span = part_span(part, p->first, p->rows);
+    const uint64_t begin = part->at.offset + span.at, end = begin + span.bytes, from = begin / IO_ALIGN * IO_ALIGN;
     const uint64_t whole = model_file_bytes(l->s->c.model, part->at.file) / IO_ALIGN * IO_ALIGN;
     uint64_t to = (end + IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN;
     to = to < whole ? to : whole;
@@ -100,25 +108,37 @@ static moe_err land_vector(const load_part *p, const char *from, int hd)
     return MOE_OK;
 }
 
+/* Rows as they are, or put together, in panels or one after the other. */
+static moe_err land_rows(loader *l, const piece *p, const char *from)
+{
+    const load_part *part = p->part;
+    model_source rows = {.at = &part->at, .path = model_path(l->s->c.model, part->at.file), .name = part->info.name, .cols = part->info.cols,
+                         .first = p->first, .stored = (const uint8_t *)from};
+    const model_span scales = model_scales_span(&part->at, p->first, p->rows);
+    if (scales.bytes > 0) { /* few: one for many numbers */
+        TRY(model_read(l->s->c.model, part->at.scale_file, part->at.scale_offset + scales.at, l->sorted, scales.bytes));
+        rows.scales = (const uint8_t *)l->sorted;
+    }
+    if (part->info.layout == TENSOR_ROWS)
+        return model_rows(&rows, p->first, p->rows, (char *)part->to + (size_t)p->first * part_row_bytes(part));
+    return serve_pack(l->s->c.stream, &(pack_args){.panels = part->to, .from = &rows, .N = part->info.rows, .n = p->rows});
+}
+
 static moe_err land_piece(loader *l, const piece *p)
 {
     const load_part *part = p->part;
     const char *from = p->buffer + p->skip;
-    const size_t row_bytes = part_row_bytes(part);
     if (part->info.layout == TENSOR_VECTOR)
         return land_vector(part, from, l->s->spec->hd);
-    if (part->at.panels || part->info.layout == TENSOR_ROWS) {
-        memcpy((char *)part->to + (size_t)p->first * row_bytes, from, (size_t)p->rows * row_bytes);
+    if (part->at.panels) {
+        memcpy((char *)part->to + (size_t)p->first, from, (size_t)p->rows);
         return MOE_OK;
     }
     if (part->at.heads_interleaved) {
-        sort_heads(l->sorted, from, p->rows, row_bytes, l->s->spec->hd);
+        sort_heads(l->sorted, from, p->rows, part_row_bytes(part), l->s->spec->hd);
         from = l->sorted;
     }
-    const pack_args a = {.panels = part->to, .rows = from, .row_bytes = row_bytes, .format = part->at.format, .N = part->info.rows,
-                         .K = part->info.cols, .first = p->first, .n = p->rows};
-    serve_pack(l->s->c.stream, &a);
-    return MOE_OK;
+    return land_rows(l, p, from);
 }
 
 /* Cuts and starts until LOAD_DEPTH are in flight or nothing is left; a piece that needs no transfer lands at once. */
@@ -199,7 +219,7 @@ moe_err serve_load(serve *s, const load_part *part, int64_t n)
     *l = (loader){.s = s, .part = part, .parts = n, .file = file};
     for (int64_t i = 0; i < n; i++) {
         const int64_t most = rows_together(s, &part[i]), rows = part_rows(&part[i]);
-        const size_t bytes = (size_t)(rows < most ? rows : most) * part_row_bytes(&part[i]);
+        const size_t bytes = part_span(&part[i], 0, rows < most ? rows : most).bytes; /* the scales are fewer */
         l->buffer_bytes = bytes > l->buffer_bytes ? bytes : l->buffer_bytes;
     }
     l->buffer_bytes = (l->buffer_bytes + 3 * IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN; /* the window is longer on both sides */

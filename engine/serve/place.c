@@ -6,11 +6,14 @@
 
 #include "engine/serve/serve_private.h"
 
-/* Packed: one record, panels as they are in memory. In place: three matrices. */
+/* Packed: one record, panels as they are in memory. In place: the bytes of three matrices and of their scales; gate and up may share theirs, which
+ * are then read once. */
 struct expert_place {
     expert_range range[EXPERT_RANGES];
-    size_t row_bytes[EXPERT_RANGES]; /* 0: a record of panels   */
-    size_t used;                     /* of a record: its panels */
+    uint32_t id[3];             /* of gate, up, down in the model's table  */
+    int8_t rows[3], scales[3];  /* which range holds them; scales -1: none */
+    bool packed;
+    size_t used;                /* of a record: its panels                 */
     uint64_t sum;
 };
 
@@ -20,6 +23,16 @@ static moe_err check_formats(const serve_layer *l, const tensor_info *t, int i, 
         return MOE_OK;
     return moe_fail(MOE_E_CONFIG, "%s is stored as %s, the same matrix of expert 0 as %s; expected one format in a layer", t->name,
                     numfmt_about(found)->name, numfmt_about(l->expert_format[i])->name);
+}
+
+/* Number of this range, which is new or already there. */
+static int8_t add_range(struct expert_place *p, int file, uint64_t offset, uint64_t bytes)
+{
+    int8_t i = 0;
+    while (p->range[i].bytes > 0 && (p->range[i].file != file || p->range[i].offset != offset || p->range[i].bytes != bytes))
+        i++;
+    p->range[i] = (expert_range){file, offset, (size_t)bytes};
+    return i;
 }
 
 static moe_err place_expert(serve *s, int layer, int expert, struct expert_place *p)
@@ -38,11 +51,14 @@ static moe_err place_expert(serve *s, int layer, int expert, struct expert_place
         TRY(check_formats(l, &info[i], i, e.format));
         l->expert_at[i] = at;
         at += qpanel_bytes(e.format, info[i].rows, info[i].cols);
-        p->range[i] = (expert_range){e.file, e.offset, (size_t)e.bytes};
-        p->row_bytes[i] = e.row_bytes;
+        if (packed)
+            continue;
+        p->id[i] = info[i].id;
+        p->rows[i] = add_range(p, e.file, e.offset, e.bytes);
+        p->scales[i] = e.scale_bytes > 0 ? add_range(p, e.scale_file, e.scale_offset, e.scale_bytes) : -1;
     }
     if (packed) {
-        *p = (struct expert_place){.range = {{record.file, record.offset, record.bytes}}, .used = record.used, .sum = record.sum};
+        *p = (struct expert_place){.range = {{record.file, record.offset, record.bytes}}, .packed = true, .used = record.used, .sum = record.sum};
         at = record.bytes;
     }
     s->slot_bytes = at > s->slot_bytes ? at : s->slot_bytes;
@@ -82,10 +98,15 @@ static moe_err land(void *user, expert_id id, const void *const raw[EXPERT_RANGE
     const serve_layer *l = s->dense.layer;
     while (l->moe != (int)(id / (expert_id)m->E))
         l++;
+    static const char *const names[] = {"gate projection", "up projection", "down projection"};
     for (int i = 0; i < 3; i++) {
-        const pack_args a = {.panels = (char *)slot + l->expert_at[i], .rows = raw[i], .row_bytes = p->row_bytes[i], .format = l->expert_format[i],
-                             .N = i == 2 ? m->D : m->F, .K = i == 2 ? m->F : m->D, .n = i == 2 ? m->D : m->F};
-        serve_pack(s->c.stream, &a);
+        const tensor_info info = {.id = p->id[i]};
+        model_extent e;
+        model_find(s->c.model, &info, &e);
+        const int rows = i == 2 ? m->D : m->F;
+        const model_source from = {.at = &e, .path = s->path[e.file], .name = names[i], .cols = i == 2 ? m->F : m->D, .stored = raw[p->rows[i]],
+                                   .scales = p->scales[i] >= 0 ? raw[p->scales[i]] : NULL};
+        TRY(serve_pack(s->c.stream, &(pack_args){.panels = (char *)slot + l->expert_at[i], .from = &from, .N = rows, .n = rows}));
     }
     return MOE_OK;
 }
@@ -100,7 +121,7 @@ static moe_err check_record(void *user, expert_id id, const void *slot)
 
 expert_cache_config serve_cache_config(serve *s, uint64_t host_bytes)
 {
-    const bool packed = s->place != NULL && s->place[0].row_bytes[0] == 0;
+    const bool packed = s->place != NULL && s->place[0].packed;
     return (expert_cache_config){
         .io = s->c.io, .files = s->path, .nfiles = model_files(s->c.model), .layers = spec_moe_layers(s->spec), .experts = s->spec->E,
         .slot_bytes = s->slot_bytes, .host_bytes = host_bytes, .policy = s->c.policy, .ranges = find_ranges,

@@ -120,15 +120,14 @@ moe_err serve_weights_begin(serve *s) MOE_MUST_CHECK; /* the layers, still witho
 moe_err serve_weights_measure(const serve *s, uint64_t *bytes) MOE_MUST_CHECK;
 moe_err serve_weights_load(serve *s) MOE_MUST_CHECK;
 void serve_weights_close(serve *s);
-/* Rows into panels, shared out over the threads; first is a multiple of PANEL. */
+/* The rows that were read, first .. first + n, into the panels (N, cols), shared out over the threads; first is a multiple of PANEL. Rows that must be put
+ * together are, a panel at a time, in the scratch of a worker (MOE_E_CONFIG where PANEL of them do not fit). MOE_E_DATA as model_rows. */
 typedef struct pack_args {
     void *panels;
-    const char *rows;
-    size_t row_bytes;
-    numfmt format;
-    int64_t N, K, first, n;
+    const model_source *from;
+    int64_t N, n;
 } pack_args;
-void serve_pack(moe_stream *stream, const pack_args *a);
+moe_err serve_pack(moe_stream *stream, const pack_args *a) MOE_MUST_CHECK;
 
 /* load.c: the reads behind serve_weights_load */
 typedef struct load_part {

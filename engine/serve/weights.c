@@ -181,18 +181,44 @@ void serve_weights_close(serve *s)
     s->dense = (serve_dense){0};
 }
 
+typedef struct packing {
+    const pack_args *a;
+    moe_pool *pool;
+    _Atomic int64_t bad; /* a row that cannot be put together, -1: none */
+} packing;
+
 static void pack_panels(void *ctx, int64_t begin, int64_t end, int worker)
 {
-    const pack_args *a = ctx;
-    const int64_t row = begin * PANEL, n = end * PANEL < a->n ? (end - begin) * PANEL : a->n - row;
-    (void)worker;
-    qpanel_pack(a->panels, a->rows + (size_t)row * a->row_bytes, a->row_bytes, a->format, a->N, a->K, a->first + row, n);
+    packing *p = ctx;
+    const model_source *s = p->a->from;
+    const numfmt f = s->at->format;
+    const bool plain = model_rows_plain(s->at);
+    const size_t length = plain ? s->at->row_bytes : numfmt_row_bytes(f, s->cols);
+    const int64_t step = plain ? end - begin : 1; /* panels at a time */
+    for (int64_t i = begin; i < end; i += step) {
+        const int64_t row = i * PANEL, left = p->a->n - row, n = left < step * PANEL ? left : step * PANEL;
+        const void *rows = plain ? s->stored + (size_t)row * length : moe_pool_scratch(p->pool, worker);
+        if (!plain && model_rows(s, s->first + row, n, moe_pool_scratch(p->pool, worker)) != MOE_OK) {
+            p->bad = s->first + row;
+            return;
+        }
+        qpanel_pack(p->a->panels, rows, length, f, p->a->N, s->cols, s->first + row, n);
+    }
 }
 
-void serve_pack(moe_stream *stream, const pack_args *a)
+moe_err serve_pack(moe_stream *stream, const pack_args *a)
 {
     enum { PIECE_BYTES = 128 << 10 };
-    const size_t panel = a->row_bytes * PANEL;
+    const model_source *s = a->from;
+    const size_t panel = numfmt_row_bytes(s->at->format, s->cols) * PANEL;
     const int64_t grain = panel >= PIECE_BYTES || panel == 0 ? 1 : (int64_t)(PIECE_BYTES / panel);
-    moe_pool_for(stream->pool, (a->n + PANEL - 1) / PANEL, grain, pack_panels, (void *)a);
+    packing p = {.a = a, .pool = stream->pool, .bad = -1};
+    if (!model_rows_plain(s->at) && panel > moe_pool_scratch_bytes(stream->pool))
+        return moe_fail(MOE_E_CONFIG, "%s: %s: %d rows of %zu bytes that must be put together do not fit the %zu bytes of scratch of a thread", s->path,
+                        s->name, (int)PANEL, panel / PANEL, moe_pool_scratch_bytes(stream->pool));
+    moe_pool_for(stream->pool, (a->n + PANEL - 1) / PANEL, grain, pack_panels, &p);
+    if (p.bad < 0)
+        return MOE_OK;
+    const int64_t left = s->first + a->n - p.bad; /* once more, for the sentence: an error belongs to the thread that met it */
+    return model_rows(s, p.bad, left < PANEL ? left : PANEL, moe_pool_scratch(stream->pool, 0));
 }

@@ -4,7 +4,7 @@
 #ifndef MOE_MODELS_FORMATS_HF_H
 #define MOE_MODELS_FORMATS_HF_H
 
-#include "kernels/numfmt.h"
+#include "models/rows.h"
 #include "models/spec.h"
 
 /* config.json of a folder -> spec. MOE_E_NOINPUT when it is missing, MOE_E_CONFIG for a family or a setting we do not compute
@@ -12,17 +12,12 @@
 moe_err hf_config_load(model_spec *out, const char *dir) MOE_MUST_CHECK;
 
 typedef struct hf_reader hf_reader;
-/* Opens every shard and checks that all tensors of the spec are there with the right shapes (experts as separate tensors or as fused
- * 3-D ones; dtypes F32, F16, BF16). */
+/* Opens every shard and checks that all tensors of the spec are there with the right shapes: experts as separate tensors or as fused
+ * 3-D ones; dtypes F32, F16, BF16; gpt-oss' experts transposed, or as MXFP4 (U8 blocks and U8 scales). */
 moe_err hf_reader_open(hf_reader **out, const char *dir, const model_spec *spec) MOE_MUST_CHECK;
 void hf_reader_close(hf_reader *r);
-/* Where the numbers of one tensor lie, row after row: from byte `offset` of a file, as they are. */
-typedef struct hf_extent {
-    int file; /* index for hf_reader_path */
-    uint64_t offset;
-    numfmt format;
-} hf_extent;
-moe_err hf_reader_locate(const hf_reader *r, const tensor_info *info, hf_extent *out) MOE_MUST_CHECK;
+/* Where the numbers of one tensor lie; files are indices for hf_reader_path. */
+moe_err hf_reader_locate(const hf_reader *r, const tensor_info *info, model_extent *out) MOE_MUST_CHECK;
 int hf_reader_files(const hf_reader *r);
 const char *hf_reader_path(const hf_reader *r, int file);
 /* Converts one tensor to fp32 and lays it out at section + info->offset (pads zero). Thread-safe. */

@@ -20,12 +20,14 @@ moe_err hf_config_parse(model_spec *out, const char *text, size_t bytes, const c
 /* config.json of a spec; MOE_E_CONFIG when transformers has no class that computes it. */
 moe_err hf_config_text(text_buf *out, const model_spec *m, hf_dtype dtype) MOE_MUST_CHECK;
 
-/* Where a checkpoint may keep a tensor of the spec: elements [first, first + rows * cols) of the tensor `name` of this shape. */
+/* Where a checkpoint may keep a tensor of the spec: from element `first` on in the tensor `name` of this shape, in this form (models/rows.h). */
 typedef struct hf_place {
     char name[96];
     int dims;
-    int64_t shape[3];
+    int64_t shape[4];
     int64_t first;
+    model_stored stored;
+    int row_step, row_first;
 } hf_place;
 
 enum { HF_PLACES = 3 };

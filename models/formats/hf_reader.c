@@ -11,6 +11,7 @@
 #include "kernels/matmul.h"
 #include "models/formats/hf_private.h"
 #include "models/formats/json_reader.h"
+#include "models/formats/model_private.h"
 #include "models/formats/safetensors.h"
 
 enum {
@@ -34,11 +35,11 @@ struct hf_reader {
     char *names; /* of the index */
 };
 
-/* Where a tensor's numbers are: all of a file's tensor, or a part of a fused one. */
+/* Where a tensor's numbers are: all of a file's tensor, or a part of a fused one; and their scales, where those are another tensor. */
 typedef struct source {
-    int shard;
-    const st_tensor *t;
-    int64_t first; /* element */
+    int shard, scale_shard;
+    const st_tensor *t, *scales; /* scales NULL: none */
+    hf_place place;
 } source;
 
 static int entry_by_name(const void *a, const void *b)
@@ -186,39 +187,60 @@ out:
     return rc;
 }
 
-static bool find(const hf_reader *h, const char *name, source *out)
+static const st_tensor *find(const hf_reader *h, const char *name, int *shard)
 {
-    *out = (source){0};
+    *shard = 0;
     if (h->index != NULL) {
         const index_entry key = {name, NULL, 0};
         const index_entry *x = bsearch(&key, h->index, (size_t)h->entries, sizeof *x, entry_by_name);
         if (x == NULL)
-            return false;
-        out->shard = x->shard;
+            return NULL;
+        *shard = x->shard;
     }
-    out->t = safetensors_find(h->shard[out->shard], name);
-    return out->t != NULL;
+    return safetensors_find(h->shard[*shard], name);
 }
 
-static moe_err check_shape(const hf_reader *h, const source *s, int dims, const int64_t *shape)
+static moe_err check_shape(const char *path, const st_tensor *t, int dims, const int64_t *shape)
 {
-    bool same = s->t->dims == dims;
+    bool same = t->dims == dims;
     char found[256] = "", expected[256] = "";
     for (int i = 0; same && i < dims; i++)
-        same = s->t->shape[i] == shape[i];
-    if (!same) {
-        for (int i = 0; i < s->t->dims; i++)
-            snprintf(found + strlen(found), sizeof found - strlen(found), "%s%lld", i ? ", " : "", (long long)s->t->shape[i]);
-        for (int i = 0; i < dims; i++)
-            snprintf(expected + strlen(expected), sizeof expected - strlen(expected), "%s%lld", i ? ", " : "",
-                     (long long)shape[i]);
-        return moe_fail(MOE_E_DATA, "%s: %s has shape [%s]: expected [%s]", safetensors_path(h->shard[s->shard]), s->t->name,
-                        found, expected);
-    }
-    if (s->t->dtype != ST_F32 && s->t->dtype != ST_F16 && s->t->dtype != ST_BF16)
-        return moe_fail(MOE_E_DATA, "%s: %s has dtype %s: expected F32, F16 or BF16", safetensors_path(h->shard[s->shard]),
-                        s->t->name, st_dtype_name((st_dtype)s->t->dtype));
-    return MOE_OK;
+        same = t->shape[i] == shape[i];
+    if (same)
+        return MOE_OK;
+    for (int i = 0; i < t->dims; i++)
+        snprintf(found + strlen(found), sizeof found - strlen(found), "%s%lld", i ? ", " : "", (long long)t->shape[i]);
+    for (int i = 0; i < dims; i++)
+        snprintf(expected + strlen(expected), sizeof expected - strlen(expected), "%s%lld", i ? ", " : "", (long long)shape[i]);
+    return moe_fail(MOE_E_DATA, "%s: %s has shape [%s]: expected [%s]", path, t->name, found, expected);
+}
+
+static moe_err check_dtype(const char *path, const st_tensor *t, const char *expected, bool good)
+{
+    return good ? MOE_OK
+                : moe_fail(MOE_E_DATA, "%s: %s has dtype %s: expected %s", path, t->name, st_dtype_name((st_dtype)t->dtype), expected);
+}
+
+static bool is_plain(st_dtype d) { return d == ST_F32 || d == ST_F16 || d == ST_BF16; }
+
+/* The matrix of scales that belongs to the codes in s->t. */
+static moe_err find_scales(const hf_reader *h, source *s, const char *name, int dims, const int64_t *shape)
+{
+    s->scales = find(h, name, &s->scale_shard);
+    if (s->scales == NULL)
+        return moe_fail(MOE_E_DATA, "%s: %s is there but %s, its scales, is missing", h->dir, s->t->name, name);
+    return check_shape(safetensors_path(h->shard[s->scale_shard]), s->scales, dims, shape);
+}
+
+static moe_err resolve_mxfp4(const hf_reader *h, source *s)
+{
+    const hf_place *p = &s->place;
+    char name[sizeof p->name];
+    TRY(check_dtype(safetensors_path(h->shard[s->shard]), s->t, "U8", s->t->dtype == ST_U8));
+    snprintf(name, sizeof name, "%.*s_scales", (int)(strlen(p->name) - strlen("_blocks")), p->name);
+    TRY(find_scales(h, s, name, p->dims - 1, p->shape));
+    const st_dtype d = (st_dtype)s->scales->dtype;
+    return check_dtype(safetensors_path(h->shard[s->scale_shard]), s->scales, "U8", d == ST_U8 || d == ST_F8_E8M0);
 }
 
 static moe_err resolve(const hf_reader *h, const tensor_info *info, source *out)
@@ -226,14 +248,19 @@ static moe_err resolve(const hf_reader *h, const tensor_info *info, source *out)
     hf_place place[HF_PLACES];
     const int n = hf_places(&h->spec, info, place);
     int i = 0;
-    while (i < n && !find(h, place[i].name, out))
+    *out = (source){0};
+    while (i < n && (out->t = find(h, place[i].name, &out->shard)) == NULL)
         i++;
     if (i == n && n == 1)
         return moe_fail(MOE_E_DATA, "%s: tensor %s is missing", h->dir, info->name);
     if (i == n)
         return moe_fail(MOE_E_DATA, "%s: neither %s nor %s is there", h->dir, info->name, place[n - 1].name);
-    out->first = place[i].first;
-    return check_shape(h, out, place[i].dims, place[i].shape);
+    out->place = place[i];
+    const char *path = safetensors_path(h->shard[out->shard]);
+    TRY(check_shape(path, out->t, place[i].dims, place[i].shape));
+    if (place[i].stored == STORED_MXFP4)
+        return resolve_mxfp4(h, out);
+    return check_dtype(path, out->t, "F32, F16 or BF16", is_plain((st_dtype)out->t->dtype));
 }
 
 /* A tied model may carry its output projection once more: it must be the embedding. */
@@ -244,7 +271,8 @@ static moe_err check_tied(const hf_reader *h, const source *head)
     moe_err rc = MOE_OK;
     if (a == NULL)
         return moe_fail(MOE_E_OS, "out of memory");
-    const bool same_size = find(h, "model.embed_tokens.weight", &embed) && embed.t->elements == head->t->elements;
+    embed.t = find(h, "model.embed_tokens.weight", &embed.shard);
+    const bool same_size = embed.t != NULL && embed.t->elements == head->t->elements;
     bool same = same_size;
     for (int64_t at = 0; same && at < head->t->elements; at += CHUNK_FLOATS) {
         const int64_t n = head->t->elements - at < CHUNK_FLOATS ? head->t->elements - at : CHUNK_FLOATS;
@@ -277,11 +305,13 @@ static moe_err check_unused(const hf_reader *h)
             if (!h->spec.tied || strcmp(t->name, "lm_head.weight") != 0)
                 return moe_fail(MOE_E_DATA, "%s: %.200s is not a tensor of this %s model as config.json describes it",
                                 safetensors_path(h->shard[s]), t->name, h->spec.model_type);
-            const source head = {s, t, 0};
+            const source head = {.shard = s, .t = t};
             TRY(check_tied(h, &head));
         }
     return MOE_OK;
 }
+
+static void mark_used(hf_reader *h, int shard, const st_tensor *t) { h->used[shard][t - safetensors_at(h->shard[shard], 0)] = 1; }
 
 static moe_err check_tensors(hf_reader *h)
 {
@@ -292,7 +322,9 @@ static moe_err check_tensors(hf_reader *h)
     for (int64_t i = 0; i < n; i++) {
         source s;
         TRY_GOTO(resolve(h, &table[i], &s), rc, out);
-        h->used[s.shard][s.t - safetensors_at(h->shard[s.shard], 0)] = 1;
+        mark_used(h, s.shard, s.t);
+        if (s.scales != NULL)
+            mark_used(h, s.scale_shard, s.scales);
     }
     rc = check_unused(h);
 out:
@@ -340,15 +372,37 @@ void hf_reader_close(hf_reader *h)
     free(h);
 }
 
-moe_err hf_reader_locate(const hf_reader *h, const tensor_info *info, hf_extent *out)
+/* row_bytes, bytes and the scales of codes and of matrices that are stored across. */
+static void locate_apart(const source *s, const tensor_info *info, model_extent *e)
+{
+    if (e->stored == STORED_COLUMNS) {
+        e->row_bytes = (size_t)(e->row_step * info->rows) * st_dtype_bytes((st_dtype)s->t->dtype);
+        e->bytes = (uint64_t)info->cols * e->row_bytes;
+        return;
+    }
+    e->row_bytes = (size_t)info->cols / 2;
+    e->bytes = (uint64_t)(e->row_step * info->rows) * e->row_bytes;
+    e->scale_row_bytes = (size_t)info->cols / 32;
+    e->scale_file = s->scale_shard;
+    e->scale_offset = s->scales->begin + (uint64_t)(info->expert * e->row_step * info->rows) * e->scale_row_bytes;
+    e->scale_bytes = (uint64_t)(e->row_step * info->rows) * e->scale_row_bytes;
+}
+
+moe_err hf_reader_locate(const hf_reader *h, const tensor_info *info, model_extent *out)
 {
     source s;
-    *out = (hf_extent){0};
+    *out = (model_extent){0};
     TRY(resolve(h, info, &s));
-    const st_dtype d = (st_dtype)s.t->dtype; /* resolve allows these three only */
-    *out = (hf_extent){.file = s.shard,
-                      .offset = s.t->begin + (uint64_t)s.first * st_dtype_bytes(d),
-                      .format = d == ST_F32 ? NUM_F32 : d == ST_F16 ? NUM_F16 : NUM_BF16};
+    const st_dtype d = (st_dtype)s.t->dtype; /* resolve allows these only */
+    const numfmt format = s.place.stored == STORED_MXFP4 ? NUM_MXFP4 : d == ST_F32 ? NUM_F32 : d == ST_F16 ? NUM_F16 : NUM_BF16;
+    TRY(model_rows_extent(out, safetensors_path(h->shard[s.shard]), info, format));
+    out->file = s.shard;
+    out->offset = s.t->begin + (uint64_t)s.place.first * st_dtype_bytes(d);
+    out->stored = s.place.stored;
+    out->row_step = s.place.row_step;
+    out->row_first = s.place.row_first;
+    if (!model_rows_plain(out))
+        locate_apart(&s, info, out);
     return MOE_OK;
 }
 
@@ -356,13 +410,59 @@ int hf_reader_files(const hf_reader *h) { return h->shards; }
 
 const char *hf_reader_path(const hf_reader *h, int file) { return safetensors_path(h->shard[file]); }
 
-static moe_err read_panels(const hf_reader *h, const source *s, const tensor_info *info, float *at)
+static moe_err read_span(const hf_reader *h, int shard, const st_tensor *t, uint64_t extent_offset, model_span span, uint8_t **out)
+{
+    *out = malloc(span.bytes + 1);
+    if (*out == NULL)
+        return moe_fail(MOE_E_OS, "out of memory for %zu bytes of %s", span.bytes, t->name);
+    return safetensors_read(h->shard[shard], t, extent_offset - t->begin + span.at, *out, span.bytes);
+}
+
+/* Rows that must be put together (models/rows.h). */
+static moe_err read_apart(const hf_reader *h, const source *s, const tensor_info *info, const model_extent *e, int64_t first, int64_t n, float *out)
+{
+    uint8_t *stored = NULL, *scales = NULL;
+    const size_t bytes = numfmt_row_bytes(e->format, info->cols);
+    uint8_t *rows = malloc((size_t)n * bytes);
+    moe_err rc = MOE_OK;
+    if (rows == NULL)
+        TRY_GOTO(moe_fail(MOE_E_OS, "out of memory for %lld rows of %s", (long long)n, info->name), rc, out);
+    TRY_GOTO(read_span(h, s->shard, s->t, e->offset, model_rows_span(e, first, n), &stored), rc, out);
+    if (s->scales != NULL)
+        TRY_GOTO(read_span(h, s->scale_shard, s->scales, e->scale_offset, model_scales_span(e, first, n), &scales), rc, out);
+    const model_source from = {.at = e, .path = hf_reader_path(h, s->shard), .name = info->name, .cols = info->cols, .first = first,
+                               .stored = stored, .scales = scales};
+    TRY_GOTO(model_rows(&from, first, n, rows), rc, out);
+    for (int64_t r = 0; r < n; r++)
+        numfmt_to_f32(out + r * info->cols, rows + (size_t)r * bytes, e->format, info->cols);
+out:
+    free(rows);
+    free(stored);
+    free(scales);
+    return rc;
+}
+
+/* Rows [first, first + n) as fp32, one after the other. */
+static moe_err read_rows(const hf_reader *h, const tensor_info *info, int64_t first, int64_t n, float *out)
+{
+    source s;
+    model_extent e;
+    TRY(resolve(h, info, &s));
+    TRY(hf_reader_locate(h, info, &e));
+    if (model_rows_plain(&e))
+        return safetensors_read_f32(h->shard[s.shard], s.t, s.place.first + first * info->cols, n * info->cols, out);
+    return read_apart(h, &s, info, &e, first, n, out);
+}
+
+static moe_err read_panels(const hf_reader *h, const tensor_info *info, float *at)
 {
     const int64_t K = info->cols;
+    model_extent e;
+    TRY(hf_reader_locate(h, info, &e));
     int64_t rows = CHUNK_FLOATS / K / PANEL * PANEL;
     if (rows < PANEL)
         rows = PANEL;
-    if (rows > info->rows)
+    if (rows > info->rows || e.stored == STORED_COLUMNS) /* every one of its rows needs all of it */
         rows = info->rows;
     float *chunk = malloc((size_t)rows * (size_t)K * sizeof *chunk);
     moe_err rc = MOE_OK;
@@ -370,7 +470,7 @@ static moe_err read_panels(const hf_reader *h, const source *s, const tensor_inf
         return moe_fail(MOE_E_OS, "out of memory for %lld rows of %s", (long long)rows, info->name);
     for (int64_t r = 0; r < info->rows; r += rows) {
         const int64_t n = info->rows - r < rows ? info->rows - r : rows;
-        TRY_GOTO(safetensors_read_f32(h->shard[s->shard], s->t, s->first + r * K, n * K, chunk), rc, out);
+        TRY_GOTO(read_rows(h, info, r, n, chunk), rc, out);
         panel_pack(at + r * K, chunk, n, K); /* r is a multiple of PANEL */
     }
 out:
@@ -380,13 +480,11 @@ out:
 
 moe_err hf_reader_read(hf_reader *h, const tensor_info *info, float *section)
 {
-    source s;
     float *at = section + info->offset;
-    TRY(resolve(h, info, &s));
     if (info->layout == TENSOR_PANELS)
-        return read_panels(h, &s, info, at);
+        return read_panels(h, info, at);
     const size_t n = (size_t)(info->rows * info->cols);
-    TRY(safetensors_read_f32(h->shard[s.shard], s.t, s.first, (int64_t)n, at));
+    TRY(read_rows(h, info, 0, info->rows, at));
     memset(at + n, 0, (info->floats - n) * sizeof *at);
     return MOE_OK;
 }

@@ -30,12 +30,7 @@ static moe_err fill_extents(model *m, const hf_reader *r)
     TRY(spec_tensors(&m->spec, &table, &n));
     TRY_GOTO(model_make_extents(m, n), rc, out);
     for (int64_t i = 0; i < n; i++) {
-        hf_extent p;
-        TRY_GOTO(hf_reader_locate(r, &table[i], &p), rc, out);
-        model_extent *e = &m->extent[table[i].id];
-        TRY_GOTO(model_rows_extent(e, hf_reader_path(r, p.file), &table[i], p.format), rc, out);
-        e->file = p.file;
-        e->offset = p.offset;
+        TRY_GOTO(hf_reader_locate(r, &table[i], &m->extent[table[i].id]), rc, out);
     }
 out:
     free(table);

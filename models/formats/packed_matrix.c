@@ -1,5 +1,5 @@
 /* Owns the way of one tensor into a packed folder. Reads a few MiB of rows at a time; only rows that stand pairwise per head (model_extent.
- * heads_interleaved) and panels are read whole.
+ * heads_interleaved), transposed matrices and panels are read whole.
  * Threads: one per packed_matrix.
  * Rule: a tensor whose format stays keeps its bits. */
 #include "models/formats/packed_matrix.h"
@@ -28,6 +28,8 @@ static moe_err grow(void *block, size_t *have, size_t want)
 
 void packed_matrix_free(packed_matrix *p)
 {
+    free(p->stored);
+    free(p->scales);
     free(p->raw);
     free(p->rows);
     free(p->floats);
@@ -49,7 +51,24 @@ static moe_err check_finite(const model *m, const model_extent *e, const tensor_
     return MOE_OK;
 }
 
-/* Logical rows [first, first + n) in format f, one after the other, at `to`; raw: the stored rows from number `base` on. */
+/* Rows [first, first + n) in the format they have, to p->raw. */
+static moe_err read_rows(packed_matrix *p, const model *m, const model_extent *e, const tensor_info *t, int64_t first, int64_t n)
+{
+    const model_span span = model_rows_span(e, first, n), scales = model_scales_span(e, first, n);
+    TRY(grow(&p->raw, &p->raw_bytes, (size_t)n * numfmt_row_bytes(e->format, t->cols)));
+    if (model_rows_plain(e))
+        return model_read(m, e->file, e->offset + span.at, p->raw, span.bytes);
+    TRY(grow(&p->stored, &p->stored_bytes, span.bytes));
+    TRY(grow(&p->scales, &p->scales_bytes, scales.bytes));
+    TRY(model_read(m, e->file, e->offset + span.at, p->stored, span.bytes));
+    if (scales.bytes > 0)
+        TRY(model_read(m, e->scale_file, e->scale_offset + scales.at, p->scales, scales.bytes));
+    const model_source from = {.at = e, .path = model_path(m, e->file), .name = t->name, .cols = t->cols, .first = first, .stored = p->stored,
+                               .scales = p->scales};
+    return model_rows(&from, first, n, p->raw);
+}
+
+/* Logical rows [first, first + n) in format f, one after the other, at `to`; raw: the rows from number `base` on. */
 static moe_err convert_rows(packed_matrix *p, const model *m, const model_extent *e, const tensor_info *t, numfmt f, int64_t base, int64_t first,
                             int64_t n, uint8_t *to)
 {
@@ -57,7 +76,7 @@ static moe_err convert_rows(packed_matrix *p, const model *m, const model_extent
     const size_t row = numfmt_row_bytes(f, t->cols);
     TRY(grow(&p->floats, &p->floats_bytes, (size_t)t->cols * sizeof(float)));
     for (int64_t i = 0; i < n; i++, to += row) {
-        const uint8_t *from = p->raw + (size_t)(stored_row(e, hd, first + i) - base) * e->row_bytes;
+        const uint8_t *from = p->raw + (size_t)(stored_row(e, hd, first + i) - base) * numfmt_row_bytes(e->format, t->cols);
         if (f == e->format && !e->panels) {
             memcpy(to, from, row);
             continue;
@@ -93,18 +112,21 @@ moe_err packed_matrix_load(packed_matrix *p, const model *m, const tensor_info *
         return load_vector(p, m, &e, t, out);
     if (e.panels && f == e.format)
         return model_read(m, e.file, e.offset, out, e.bytes);
-    const bool whole = e.panels || e.heads_interleaved;
-    const size_t row = numfmt_row_bytes(f, t->cols), stored = whole ? 0 : e.row_bytes;
+    const bool whole = e.panels || e.heads_interleaved || e.stored == STORED_COLUMNS;
+    const size_t row = numfmt_row_bytes(f, t->cols), stored = whole ? 0 : numfmt_row_bytes(e.format, t->cols);
     int64_t rows = (int64_t)(CHUNK_BYTES / (stored > row ? stored : row)) / PANEL * PANEL;
     rows = rows < PANEL ? PANEL : rows > t->rows ? t->rows : rows;
-    TRY(grow(&p->raw, &p->raw_bytes, whole ? e.bytes : (size_t)rows * e.row_bytes));
     TRY(grow(&p->rows, &p->rows_bytes, (size_t)rows * row));
-    if (whole)
+    if (e.panels) {
+        TRY(grow(&p->raw, &p->raw_bytes, e.bytes));
         TRY(model_read(m, e.file, e.offset, p->raw, e.bytes));
+    } else if (whole) {
+        TRY(read_rows(p, m, &e, t, 0, t->rows));
+    }
     for (int64_t first = 0; first < t->rows; first += rows) {
         const int64_t n = t->rows - first < rows ? t->rows - first : rows;
         if (!whole)
-            TRY(model_read(m, e.file, e.offset + (uint64_t)first * e.row_bytes, p->raw, (size_t)n * e.row_bytes));
+            TRY(read_rows(p, m, &e, t, first, n));
         if (t->layout != TENSOR_PANELS) {
             TRY(convert_rows(p, m, &e, t, f, whole ? 0 : first, first, n, out + (size_t)first * row));
             continue;

@@ -15,7 +15,7 @@ enum { ST_MAX_HEADER = 100000000, /* bytes; the format's own limit  */
        ST_MAX_DIMS = 8 };
 
 typedef enum st_dtype {
-    ST_BOOL, ST_U8, ST_I8, ST_F8_E4M3, ST_F8_E5M2, ST_I16, ST_U16, ST_F16, ST_BF16, ST_I32, ST_U32, ST_F32, ST_I64, ST_U64, ST_F64, ST_DTYPES
+    ST_BOOL, ST_U8, ST_I8, ST_F8_E4M3, ST_F8_E5M2, ST_F8_E8M0, ST_I16, ST_U16, ST_F16, ST_BF16, ST_I32, ST_U32, ST_F32, ST_I64, ST_U64, ST_F64, ST_DTYPES
 } st_dtype;
 
 const char *st_dtype_name(st_dtype d); /* "BF16" */

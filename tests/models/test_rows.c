@@ -1,0 +1,134 @@
+/* Rows that are put together (models/rows.h): against the numbers they were stored from, one by one. Owns nothing beyond a test. One thread. */
+#include <criterion/criterion.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "models/rows.h"
+
+static const float FP4[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+
+static uint8_t any(uint32_t *seed)
+{
+    *seed = *seed * 1664525u + 1013904223u;
+    return (uint8_t)(*seed >> 16);
+}
+
+/* Gate and up in turn, R rows each, K columns, as transformers' MXFP4 has them. */
+typedef struct mxfp4 {
+    int R, K;
+    uint8_t *codes, *scales; /* [2R, K / 2], [2R, K / 32] */
+    model_extent gate, up;
+} mxfp4;
+
+static mxfp4 mxfp4_new(int R, int K)
+{
+    uint32_t seed = 7;
+    mxfp4 x = {.R = R, .K = K, .codes = malloc((size_t)(R * K)), .scales = malloc((size_t)(R * K / 16))};
+    for (int i = 0; i < R * K; i++)
+        x.codes[i] = any(&seed);
+    for (int i = 0; i < R * K / 16; i++)
+        x.scales[i] = (uint8_t)(100 + any(&seed) % 50);
+    x.gate = (model_extent){.bytes = (uint64_t)(R * K), .row_bytes = (size_t)K / 2, .format = NUM_MXFP4, .stored = STORED_MXFP4, .row_step = 2,
+                            .scale_bytes = (uint64_t)(R * K / 16), .scale_row_bytes = (size_t)K / 32};
+    x.up = x.gate;
+    x.up.row_first = 1;
+    return x;
+}
+
+static void mxfp4_free(mxfp4 *x) { free(x->codes), free(x->scales); }
+
+/* Number k of stored row r, by the definition of the format. */
+static float mxfp4_number(const mxfp4 *x, int r, int k)
+{
+    const uint8_t byte = x->codes[r * (x->K / 2) + k / 2];
+    float scale = 1;
+    for (int e = x->scales[r * (x->K / 32) + k / 32]; e != 127; e += e < 127 ? 1 : -1)
+        scale = e < 127 ? scale / 2 : scale * 2;
+    return FP4[k % 2 ? byte >> 4 : byte & 15] * scale;
+}
+
+Test(rows, mxfp4_gate_and_up_in_turn)
+{
+    enum { R = 21, K = 96 };
+    mxfp4 x = mxfp4_new(R, K);
+    for (int up = 0; up < 2; up++)
+        for (int first = 0; first < R; first += 5) {
+            const model_extent *e = up ? &x.up : &x.gate;
+            const int n = R - first < 9 ? R - first : 9;
+            const model_span span = model_rows_span(e, first, n), scales = model_scales_span(e, first, n);
+            uint8_t rows[9 * K / 32 * 17], *stored = malloc(span.bytes), *scale = malloc(scales.bytes); /* no byte more than was asked for */
+            memcpy(stored, x.codes + span.at, span.bytes), memcpy(scale, x.scales + scales.at, scales.bytes);
+            const model_source s = {.at = e, .path = "file", .name = "tensor", .cols = K, .first = first, .stored = stored, .scales = scale};
+            const int skip = n > 2 ? 2 : 0;
+            cr_assert_eq(model_rows(&s, first + skip, n - skip, rows), MOE_OK);
+            for (int r = skip; r < n; r++) {
+                float got[K];
+                numfmt_to_f32(got, rows + (size_t)(r - skip) * numfmt_row_bytes(NUM_MXFP4, K), NUM_MXFP4, K);
+                for (int k = 0; k < K; k++)
+                    cr_assert_eq(got[k], mxfp4_number(&x, 2 * (first + r) + up, k), "%s [%d, %d]: got %g", up ? "up" : "gate", first + r, k, (double)got[k]);
+            }
+            free(stored), free(scale);
+        }
+    mxfp4_free(&x);
+}
+
+Test(rows, gate_and_up_in_turn_need_the_same_bytes)
+{
+    const mxfp4 x = {.gate = {.row_bytes = 48, .row_step = 2, .stored = STORED_MXFP4, .scale_row_bytes = 3, .scale_bytes = 1}};
+    model_extent up = x.gate;
+    up.row_first = 1;
+    const model_span a = model_rows_span(&x.gate, 16, 32), b = model_rows_span(&up, 16, 32), c = model_scales_span(&up, 16, 32);
+    cr_assert(a.at == 16 * 96 && a.bytes == 32 * 96 && b.at == a.at && b.bytes == a.bytes);
+    cr_assert(c.at == 16 * 6 && c.bytes == 32 * 6);
+}
+
+Test(rows, a_scale_that_is_no_number_is_refused)
+{
+    mxfp4 x = mxfp4_new(2, 64);
+    uint8_t rows[2 * 34];
+    const model_source s = {.at = &x.up, .path = "file", .name = "tensor", .cols = 64, .stored = x.codes, .scales = x.scales};
+    x.scales[3 * 2 + 1] = 255; /* stored row 3 is up's row 1 */
+    cr_assert_eq(model_rows(&s, 0, 1, rows), MOE_OK);
+    cr_assert_eq(model_rows(&s, 0, 2, rows), MOE_E_DATA);
+    cr_assert_str_eq(moe_error_text(), "file: tensor: the scale of row 1, columns 32 to 63 is 255, which stands for no number");
+    mxfp4_free(&x);
+}
+
+/* [K, 2R] with gate in the even columns, up in the odd ones; and [K, R]. */
+static void check_columns(numfmt f, int step)
+{
+    enum { R = 19, K = 37 };
+    const size_t bytes = (size_t)numfmt_about(f)->bytes;
+    uint32_t seed = 3;
+    uint8_t stored[K * 2 * R * 4], rows[R * K * 4];
+    for (size_t i = 0; i < sizeof stored; i++)
+        stored[i] = any(&seed);
+    for (int which = 0; which < step; which++) {
+        const model_extent e = {.bytes = (uint64_t)(K * step * R) * bytes, .row_bytes = (size_t)(step * R) * bytes, .format = f,
+                                .stored = STORED_COLUMNS, .row_step = step, .row_first = which};
+        const model_source s = {.at = &e, .path = "file", .name = "tensor", .cols = K, .stored = stored};
+        cr_assert_eq(model_rows_span(&e, 3, 5).bytes, e.bytes);
+        cr_assert_eq(model_rows(&s, 3, R - 3, rows), MOE_OK);
+        for (int r = 3; r < R; r++)
+            for (int k = 0; k < K; k++)
+                cr_assert(memcmp(rows + (size_t)((r - 3) * K + k) * bytes, stored + (size_t)(k * step * R + step * r + which) * bytes, bytes) == 0,
+                          "%s, step %d: [%d, %d]", numfmt_about(f)->name, step, r, k);
+    }
+}
+
+Test(rows, transposed_matrices)
+{
+    check_columns(NUM_F32, 1), check_columns(NUM_F32, 2);
+    check_columns(NUM_F16, 1), check_columns(NUM_BF16, 2);
+}
+
+Test(rows, rows_as_they_are)
+{
+    const model_extent e = {.row_bytes = 6, .format = NUM_F16, .row_step = 1};
+    const uint8_t stored[] = "abcdefghijklmnopqr";
+    const model_source s = {.at = &e, .path = "file", .name = "tensor", .cols = 3, .first = 4, .stored = stored};
+    uint8_t rows[12];
+    cr_assert(model_rows_plain(&e));
+    cr_assert_eq(model_rows(&s, 5, 2, rows), MOE_OK);
+    cr_assert_eq(memcmp(rows, "ghijklmnopqr", 12), 0);
+}
