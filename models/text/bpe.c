@@ -49,7 +49,8 @@ struct bpe {
     bool whole_words, chars, fuse_unk, byte_fallback;
     char *prefix, *suffix, *unk; /* never NULL with chars, but unk */
     size_t prefix_n, suffix_n;
-    int32_t unk_id; /* -1: none */
+    bool has_unk;
+    int32_t unk_id; /* -1: not in the vocabulary */
 };
 
 moe_err token_ids_reserve(token_ids *ids, size_t more)
@@ -68,7 +69,10 @@ moe_err token_ids_reserve(token_ids *ids, size_t more)
 moe_err bpe_open(bpe **out)
 {
     *out = calloc(1, sizeof **out);
-    return *out ? MOE_OK : moe_fail(MOE_E_OS, "no memory for a vocabulary");
+    if (!*out)
+        return moe_fail(MOE_E_OS, "no memory for a vocabulary");
+    (*out)->unk_id = -1;
+    return MOE_OK;
 }
 
 void bpe_close(bpe *b)
@@ -93,6 +97,7 @@ moe_err bpe_use_chars(bpe *b, const bpe_chars *c)
     b->prefix = strdup(c->prefix ? c->prefix : "");
     b->suffix = strdup(c->suffix ? c->suffix : "");
     b->unk = c->unk ? strdup(c->unk) : NULL;
+    b->has_unk = b->unk != NULL;
     if (!b->prefix || !b->suffix || (c->unk && !b->unk))
         return moe_fail(MOE_E_OS, "no memory for a vocabulary");
     b->prefix_n = strlen(b->prefix);
@@ -101,6 +106,12 @@ moe_err bpe_use_chars(bpe *b, const bpe_chars *c)
         return moe_fail(MOE_E_DATA, "prefix or suffix of subwords of %zu bytes; expected at most %d",
                         b->prefix_n > b->suffix_n ? b->prefix_n : b->suffix_n, MAX_AFFIX);
     return MOE_OK;
+}
+
+void bpe_set_unknown(bpe *b, int32_t id)
+{
+    b->has_unk = true;
+    b->unk_id = id;
 }
 
 int32_t bpe_ids(const bpe *b) { return b->ids; }
@@ -256,7 +267,8 @@ int32_t bpe_find_byte(const bpe *b, unsigned char byte)
 moe_err bpe_finish(bpe *b, bool whole_words, bool all_bytes)
 {
     b->whole_words = whole_words;
-    b->unk_id = b->unk ? bpe_find(b, b->unk, strlen(b->unk)) : -1;
+    if (b->unk)
+        b->unk_id = bpe_find(b, b->unk, strlen(b->unk));
     if (b->merge_slots == 0)
         TRY(grow_merges(b));
     for (int c = 0; c < 256; c++) {
@@ -355,7 +367,7 @@ static moe_err char_ids(const bpe *b, const char *word, size_t bytes, int32_t *i
                 id[out++] = b->unk_id;
             id[out++] = found;
             waits = false;
-        } else if (fallen == 0 && b->unk) {
+        } else if (fallen == 0 && b->has_unk) {
             if (b->unk_id < 0)
                 return moe_fail(MOE_E_DATA, "vocabulary: the piece for unknown characters, \"%.60s\", is not in it", b->unk);
             if (waits && !b->fuse_unk)

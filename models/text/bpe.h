@@ -29,6 +29,8 @@ typedef struct bpe_chars {
     bool byte_fallback;          /* "<0x0A>": the bytes of what is no piece, where all are there   */
 } bpe_chars;
 moe_err bpe_use_chars(bpe *b, const bpe_chars *chars) MOE_MUST_CHECK;
+/* In place of chars.unk: the id that stands for what is no piece. After bpe_use_chars. */
+void bpe_set_unknown(bpe *b, int32_t id);
 
 /* The bytes of id. `plain`: a piece that merges and words can name (otherwise it is only there to be decoded).
  * MOE_E_DATA: the id or the bytes are taken. */

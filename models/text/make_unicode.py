@@ -2,7 +2,8 @@
 """Writes unicode_tables.inc: what Hugging Face tokenizers know about Unicode and our libraries do not.
 
 Shadow ranges: its regular expressions use Unicode 16 categories, PCRE2 10.42 has Unicode 14 (Python 3.11's unicodedata has the
-same version). A code point whose category differs is matched as a representative of its true category with the same UTF-8 length.
+same version). A code point whose category differs is matched as a representative of its true category with the same UTF-8 length (of Han
+characters: a Han character).
 NFC: its normalizer has Unicode 9 tables; so the properties are probed one by one, values come from unicodedata (they never change
 once a code point has them).
 
@@ -43,17 +44,20 @@ def utf8_length(c):
 
 def shadow_ranges():
     oracle = oracle_categories()
+    text = "".join(map(chr, POINTS))
+    han = {POINTS[i] for _, (a, b) in pre_tokenizers.Split(Regex(r"\p{Han}+"), "removed", invert=True).pre_tokenize_str(text) for i in range(a, b)}
     ours = {c: unicodedata.category(chr(c)) for c in POINTS}
     differ = {c for c in POINTS if oracle[c] != ours[c]}
     differ.add(0x180E)  # PCRE2 counts MONGOLIAN VOWEL SEPARATOR as \s, Unicode has not since 6.3
 
     def representative(c):
         low = {3: 0x1000, 4: 0x10000}[utf8_length(c)]
-        return next(x for x in POINTS if x >= low and x not in differ and oracle[x] == oracle[c] and utf8_length(x) == utf8_length(c))
+        return next(x for x in POINTS if x >= low and x not in differ and oracle[x] == oracle[c] and utf8_length(x) == utf8_length(c)
+                    and (x in han) == (c in han))
 
     cache, out = {}, []
     for c in sorted(differ):
-        key = (utf8_length(c), oracle[c])
+        key = (utf8_length(c), oracle[c], c in han)
         if key not in cache:
             cache[key] = representative(c)
         if out and out[-1][1] == c - 1 and out[-1][2] == cache[key]:

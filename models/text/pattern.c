@@ -18,7 +18,7 @@ enum {
 
 struct pattern {
     pcre2_code *code; /* NULL: a literal text */
-    bool jit;
+    bool jit, spelt; /* spelt: every character is named, no class of Unicode */
     char *literal;
     size_t bytes;
 };
@@ -91,6 +91,15 @@ static moe_err check_pattern(const char *p, size_t bytes)
     return MOE_OK;
 }
 
+/* Does it ask for a class that depends on Unicode's tables? */
+static bool has_class(const char *p, size_t bytes)
+{
+    for (size_t i = 0; i + 1 < bytes; i++)
+        if (p[i] == '\\' && strchr("pPsSdD", p[++i]))
+            return true;
+    return false;
+}
+
 static moe_err compile(pattern *p, const char *text, size_t bytes)
 {
     TRY(check_pattern(text, bytes));
@@ -108,6 +117,7 @@ static moe_err compile(pattern *p, const char *text, size_t bytes)
         pcre2_get_error_message(code, (PCRE2_UCHAR *)message, sizeof message);
         return moe_fail(MOE_E_DATA, "pattern \"%.*s\": %s at byte %zu", (int)(bytes < 200 ? bytes : 200), text, message, where);
     }
+    p->spelt = !has_class(text, bytes);
     p->jit = pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE) == 0; /* refused under W^X: interpreted, the same matches */
     return MOE_OK;
 }
@@ -185,7 +195,7 @@ moe_err pattern_next(const pattern *p, pattern_room *room, const char *text, con
         }
         return MOE_OK;
     }
-    const PCRE2_SPTR subject = (PCRE2_SPTR)shadow;
+    const PCRE2_SPTR subject = (PCRE2_SPTR)(p->spelt ? text : shadow);
     const int rc = p->jit ? pcre2_jit_match(p->code, subject, bytes, from, 0, room->data, room->context)
                           : pcre2_match(p->code, subject, bytes, from, PCRE2_NO_UTF_CHECK, room->data, room->context);
     *found = rc >= 0;

@@ -17,8 +17,8 @@ void pattern_close(pattern *p);
 moe_err pattern_room_open(pattern_room **out) MOE_MUST_CHECK;
 void pattern_room_close(pattern_room *r);
 
-/* The next match at or after `from` of text[0, bytes); *found false when there is none. `shadow` is what a regular expression sees: the text
- * itself or its stand-in (unicode.h); a literal sees the text. Both are valid UTF-8. */
+/* The next match at or after `from` of text[0, bytes); *found false when there is none. `shadow` is what a regular expression with
+ * classes of characters sees: the text itself or its stand-in (unicode.h); others see the text. Both are valid UTF-8. */
 moe_err pattern_next(const pattern *p, pattern_room *room, const char *text, const char *shadow, size_t bytes, size_t from, bool *found,
                      size_t *first, size_t *last) MOE_MUST_CHECK;
 

@@ -1,6 +1,6 @@
 /* Text <-> token ids, as Hugging Face's tokenizers: BPE (byte-level, or of characters with byte fallback), Unigram, WordPiece and WordLevel
- * with their normalizers, pre-tokenizers, decoders and post-processors from a tokenizer.json; byte-level BPE from a GGUF file (GPT-2 /
- * Qwen / Llama-3 kind); and plain bytes. The file is hostile until checked; what is not supported is an error at load that names the component. Thread-safe
+ * with their normalizers, pre-tokenizers, decoders and post-processors from a tokenizer.json; byte-level BPE and SentencePiece's BPE from a
+ * GGUF file; and plain bytes. The file is hostile until checked; what is not supported is an error at load that names the component. Thread-safe
  * once loaded. */
 #ifndef MOE_MODELS_TEXT_TOKENIZER_H
 #define MOE_MODELS_TEXT_TOKENIZER_H

@@ -1,6 +1,6 @@
 /* The tokenizer inside a GGUF file -> the parts of a tokenizer. Private to models/text and models/formats.
- * Byte-level BPE (tokenizer.ggml.model "gpt2"); tokenizer.ggml.pre names the cutting into words and the normalization, which are those of the
- * model's tokenizer.json, so that the ids are. Control tokens are added special tokens, user-defined ones added tokens. */
+ * Byte-level BPE (tokenizer.ggml.model "gpt2"): tokenizer.ggml.pre names the cutting into words and the normalization, which are those of the
+ * model's tokenizer.json, so that the ids are. SentencePiece's BPE ("llama"): the merges follow from the scores. Control tokens are added special tokens, user-defined ones added tokens. */
 #ifndef MOE_MODELS_TEXT_TOKENIZER_GGUF_H
 #define MOE_MODELS_TEXT_TOKENIZER_GGUF_H
 

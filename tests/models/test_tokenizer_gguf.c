@@ -1,4 +1,5 @@
-/* The tokenizers of tests/fixtures/text once more, as GGUF metadata: the same ids as from their tokenizer.json for every case; what a GGUF file alone
+/* The tokenizers of tests/fixtures/text once more, as GGUF metadata: the same ids as from their tokenizer.json for every case; every way of cutting
+ * words (tokenizer.ggml.pre) and SentencePiece's vocabularies against the reference (tests/fixtures/text/make_gguf.py); what a GGUF file alone
  * can say (ends, missing bytes, types), and metadata that is wrong. */
 #include <criterion/criterion.h>
 #include <jansson.h>
@@ -56,7 +57,7 @@ static void read_vocabulary(vocabulary *v, const char *name)
     json_t *x;
     size_t i;
     memset(v, 0, sizeof *v);
-    snprintf(path, sizeof path, FIXTURES "%s/tokenizer.json", name);
+    snprintf(path, sizeof path, FIXTURES "%s", name);
     v->json = json_load_file(path, 0, NULL);
     cr_assert_not_null(v->json);
     json_t *model = json_object_get(v->json, "model");
@@ -133,7 +134,8 @@ Test(tokenizer_gguf, same_ids_as_tokenizer_json)
         tokenizer *json, *meta, *saved;
         char path[256], line[1 << 16];
         int cases = 0;
-        read_vocabulary(&v, pairs[i][0]);
+        snprintf(path, sizeof path, "%s/tokenizer.json", pairs[i][0]);
+        read_vocabulary(&v, path);
         build(&b, &v, pairs[i][1]);
         gguf_build_write(&b, file("t.gguf"));
         snprintf(path, sizeof path, FIXTURES "%s", pairs[i][0]);
@@ -167,12 +169,149 @@ Test(tokenizer_gguf, same_ids_as_tokenizer_json)
     }
 }
 
+/* Calls check for every line of a .jsonl file; how many there were. */
+static int each_line(const char *path, void (*check)(void *arg, json_t *c), void *arg)
+{
+    static char line[1 << 16];
+    int lines = 0;
+    FILE *f = fopen(path, "re");
+    cr_assert_not_null(f, "%s", path);
+    for (; fgets(line, sizeof line, f) != NULL; lines++) {
+        json_t *c = json_loads(line, JSON_ALLOW_NUL, NULL);
+        cr_assert_not_null(c, "%s: line %d", path, lines + 1);
+        check(arg, c);
+        json_decref(c);
+    }
+    fclose(f);
+    return lines;
+}
+
+static void expect_ids(const tokenizer *t, const json_t *c, const char *what)
+{
+    const json_t *text = json_object_get(c, "text"), *want = json_object_get(c, "ids");
+    token_ids got = {0};
+    size_t k = 0;
+    cr_assert_eq(tokenizer_encode(t, json_string_value(text), json_string_length(text), false, &got), MOE_OK, "%s", moe_error_text());
+    while (k < got.n && k < json_array_size(want) && got.id[k] == json_integer_value(json_array_get(want, k)))
+        k++;
+    cr_expect(k == got.n && k == json_array_size(want), "%s: \"%s\": %zu ids, expected %zu; number %zu is %d, expected %d", what, json_string_value(text), got.n,
+              json_array_size(want), k, k < got.n ? got.id[k] : -1, (int)json_integer_value(json_array_get(want, k)));
+    free(got.id);
+}
+
+typedef struct words {
+    vocabulary v;
+    tokenizer *t;
+    char pre[32];
+} words;
+
+static void check_words(void *arg, json_t *c)
+{
+    words *w = arg;
+    const char *pre = json_string_value(json_object_get(c, "pre"));
+    if (strcmp(w->pre, pre) != 0) {
+        gguf_build b = GGUF_BUILD;
+        snprintf(w->pre, sizeof w->pre, "%s", pre);
+        build(&b, &w->v, pre);
+        gguf_build_write(&b, file("t.gguf"));
+        gguf_build_free(&b);
+        tokenizer_close(w->t);
+        cr_assert_eq(tokenizer_open(&w->t, file("t.gguf")), MOE_OK, "%s", moe_error_text());
+    }
+    expect_ids(w->t, c, pre);
+}
+
+/* The vocabulary's tokens cross every border, so that a wrong cut shows. */
+Test(tokenizer_gguf, words_are_cut_as_the_name_says)
+{
+    words w = {0};
+    read_vocabulary(&w.v, "gguf/words.json");
+    cr_assert_gt(each_line(FIXTURES "gguf/words.jsonl", check_words, &w), 1000);
+    tokenizer_close(w.t);
+    free_vocabulary(&w.v);
+}
+
+static void check_pieces(void *arg, json_t *c)
+{
+    tokenizer *const *t = arg;
+    const bool plain = strcmp(json_string_value(json_object_get(c, "file")), "spm_plain") == 0;
+    const json_t *ids = json_object_get(c, "ids"), *text = json_object_get(c, "decoded");
+    int32_t id[4096];
+    text_buffer out = {0};
+    const size_t n = json_array_size(ids);
+    cr_assert_leq(n, 4096);
+    expect_ids(t[plain], c, plain ? "spm_plain" : "spm");
+    for (size_t i = 0; i < n; i++)
+        id[i] = (int32_t)json_integer_value(json_array_get(ids, i));
+    cr_assert_eq(tokenizer_decode(t[plain], id, n, false, &out), MOE_OK);
+    if (!plain) /* sentencepiece writes " \u2047 " for the unknown token, Hugging Face and llama.cpp its name */
+        cr_expect(out.n == json_string_length(text) && memcmp(out.data, json_string_value(text), out.n) == 0, "\"%.*s\", expected \"%s\"", (int)out.n, out.data,
+                  json_string_value(text));
+    text_buffer_free(&out);
+}
+
+Test(tokenizer_gguf, ids_and_texts_of_sentencepiece)
+{
+    tokenizer *t[2];
+    cr_assert_eq(tokenizer_open(&t[0], FIXTURES "gguf/spm.gguf"), MOE_OK, "%s", moe_error_text());
+    cr_assert_eq(tokenizer_open(&t[1], FIXTURES "gguf/spm_plain.gguf"), MOE_OK, "%s", moe_error_text());
+    cr_assert_gt(each_line(FIXTURES "gguf/spm.jsonl", check_pieces, t), 300);
+    tokenizer_close(t[0]);
+    tokenizer_close(t[1]);
+}
+
+static void expect_encoded(const tokenizer *t, const char *text, bool specials, const char *pieces)
+{
+    token_ids ids = {0};
+    char got[256] = "";
+    cr_assert_eq(tokenizer_encode_whole(t, text, strlen(text), specials, &ids), MOE_OK, "%s", moe_error_text());
+    for (size_t i = 0; i < ids.n; i++)
+        snprintf(got + strlen(got), sizeof got - strlen(got), "%d ", ids.id[i]);
+    cr_expect_str_eq(got, pieces, "%s", text);
+    free(ids.id);
+}
+
+/* A hand-made vocabulary: what begins and ends a text, tokens inside of it, bytes, and what plain text can never become. */
+Test(tokenizer_gguf, tokens_of_sentencepiece)
+{
+    static const char *const tokens[] = {"<unk>", "<s>", "</s>", "<0x41>", "<0x0A>", "\u2581", "a", "b", "\u2581a", "ab", "<t>", "s", "<", ">", "<s", "bb"};
+    static const int32_t types[] = {2, 3, 3, 6, 6, 1, 1, 1, 1, 1, 4, 1, 1, 1, 1, 5};
+    static const float scores[] = {0, 0, 0, 0, 0, -9, -9, -9, -1, -1, 0, -9, -9, -9, -3, 0};
+    gguf_build b = GGUF_BUILD;
+    tokenizer *t;
+    gguf_build_string(&b, "tokenizer.ggml.model", "llama");
+    gguf_build_strings(&b, "tokenizer.ggml.tokens", tokens, 16);
+    gguf_build_array(&b, "tokenizer.ggml.token_type", GGUF_I32, types, 16, sizeof types);
+    gguf_build_array(&b, "tokenizer.ggml.scores", GGUF_F32, scores, 16, sizeof scores);
+    gguf_build_write(&b, file("t.gguf"));
+    cr_assert_eq(tokenizer_open(&t, file("t.gguf")), MOE_OK, "%s", moe_error_text());
+    cr_assert(tokenizer_bos(t) == 1 && tokenizer_eos(t) == 2);
+    expect_encoded(t, "ab", false, "1 8 7 ");              /* equal scores: the leftmost */
+    expect_encoded(t, "bab", false, "1 5 7 9 ");
+    expect_encoded(t, "<s>a", true, "1 1 8 ");             /* a space in front of what follows a token, too */
+    expect_encoded(t, "<s>a", false, "1 5 14 13 6 ");
+    expect_encoded(t, "a<t>a <t>", false, "1 8 10 8 5 10 ");
+    expect_encoded(t, "A\nbb", false, "1 5 3 4 7 7 ");     /* bytes; an unused token never comes out */
+    expect_encoded(t, "aXYa", false, "1 8 0 6 ");          /* a run of unknown characters is one token */
+    expect_encoded(t, "<0x41>", false, "1 5 12 0 13 ");
+    tokenizer_close(t);
+    gguf_build_bool(&b, "tokenizer.ggml.add_eos_token", true);
+    gguf_build_bool(&b, "tokenizer.ggml.add_bos_token", false);
+    gguf_build_bool(&b, "tokenizer.ggml.add_space_prefix", false);
+    gguf_build_write(&b, file("t.gguf"));
+    cr_assert_eq(tokenizer_open(&t, file("t.gguf")), MOE_OK, "%s", moe_error_text());
+    cr_assert_eq(tokenizer_bos(t), -1);
+    expect_encoded(t, "ab a", false, "9 8 2 ");
+    tokenizer_close(t);
+    gguf_build_free(&b);
+}
+
 Test(tokenizer_gguf, ends)
 {
     vocabulary v;
     gguf_build b = GGUF_BUILD;
     tokenizer *t;
-    read_vocabulary(&v, "qwen");
+    read_vocabulary(&v, "qwen/tokenizer.json");
     build(&b, &v, "qwen2");
     gguf_build_u32(&b, "tokenizer.ggml.eos_token_id", 7);
     gguf_build_u32(&b, "tokenizer.ggml.bos_token_id", 9);
@@ -238,13 +377,13 @@ Test(tokenizer_gguf, wrong_metadata)
     static const int32_t types[] = {1, 1, 6};
     gguf_build b = GGUF_BUILD;
     refuse(&b, "key tokenizer.ggml.model is missing");
-    gguf_build_string(&b, "tokenizer.ggml.model", "llama");
-    refuse(&b, "tokenizer.ggml.model is \"llama\": only \"gpt2\"");
+    gguf_build_string(&b, "tokenizer.ggml.model", "t5");
+    refuse(&b, "tokenizer.ggml.model is \"t5\": only \"gpt2\"");
     gguf_build_string(&b, "tokenizer.ggml.model", "gpt2");
     refuse(&b, "key tokenizer.ggml.pre is missing");
     gguf_build_string(&b, "tokenizer.ggml.model", "gpt2");
     gguf_build_string(&b, "tokenizer.ggml.pre", "klingon");
-    refuse(&b, "tokenizer.ggml.pre is \"klingon\": expected one of gpt-2, olmo, smollm, qwen2");
+    refuse(&b, "tokenizer.ggml.pre is \"klingon\": expected one of gpt-2 phi-2");
     const struct {
         const char *const *tokens, *const *merges;
         size_t ntokens, types;
@@ -270,5 +409,19 @@ Test(tokenizer_gguf, wrong_metadata)
             gguf_build_array(&b, "tokenizer.ggml.token_type", GGUF_I32, types, cases[i].types, 4 * cases[i].types);
         gguf_build_u32(&b, "tokenizer.ggml.eos_token_id", cases[i].eos);
         refuse(&b, cases[i].sentence);
+    }
+}
+
+Test(tokenizer_gguf, wrong_scores)
+{
+    static const char *const tokens[] = {"<unk>", "a"};
+    static const float scores[] = {0, 0.0f / 0.0f};
+    for (int i = 0; i < 3; i++) {
+        gguf_build b = GGUF_BUILD;
+        gguf_build_string(&b, "tokenizer.ggml.model", "llama");
+        gguf_build_strings(&b, "tokenizer.ggml.tokens", tokens, 2);
+        if (i > 0)
+            gguf_build_array(&b, "tokenizer.ggml.scores", GGUF_F32, scores, (uint64_t)i, (size_t)i * 4);
+        refuse(&b, i == 0 ? "key tokenizer.ggml.scores is missing" : i == 1 ? "scores has 1 items: expected 2" : "the score of token 1 is not a number");
     }
 }
