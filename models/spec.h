@@ -15,13 +15,18 @@ typedef enum qk_norm { QK_NORM_NONE, QK_NORM_HEAD /* Qwen3 */, QK_NORM_FULL /* O
 enum { MODEL_MAX_LAYERS = 1024 };
 
 /* How the inverse frequencies of the rotary embedding follow from rope_theta; names and formulas of transformers' modeling_rope_utils. */
-typedef enum rope_type { ROPE_DEFAULT, ROPE_LINEAR, ROPE_LLAMA3 } rope_type;
+typedef enum rope_type { ROPE_DEFAULT, ROPE_LINEAR, ROPE_LLAMA3, ROPE_YARN, ROPE_TYPES } rope_type;
+extern const char *const rope_type_names[ROPE_TYPES]; /* as in config.json */
 
 typedef struct rope_scaling {
     rope_type type;
-    double factor;                            /* linear, llama3; 1 by default                 */
+    double factor;                            /* linear, llama3, yarn; 1 by default           */
     double low_freq_factor, high_freq_factor; /* llama3                                       */
-    int original_positions;                   /* llama3: original_max_position_embeddings     */
+    int original_positions;                   /* llama3, yarn: original_max_position_embeddings */
+    double beta_fast, beta_slow;              /* yarn                                         */
+    bool truncate;                            /* yarn: the range of frequencies that are mixed begins and ends at whole ones */
+    double attention_factor;                  /* yarn: on cos and sin; 0: what factor, mscale and mscale_all_dim give        */
+    double mscale, mscale_all_dim;            /* yarn; 0: none                                */
 } rope_scaling;
 
 /* How a family's checkpoints name the tensors of an MoE block. */
@@ -152,6 +157,10 @@ void spec_expert_tensors(const model_spec *m, int layer, int expert, tensor_info
 /* out[i], i < rotary/2: radians per position of the pair (i, i + rotary/2), by rope_theta and the scaling rule; for rope_table. Rounded to
  * fp32 after every operation of transformers' _compute_..._rope_parameters. And the table of positions 0 .. S-1 made of them, [2, S, rotary/2]. */
 void spec_rope_frequencies(const model_spec *m, float *out);
+/* What cos and sin are multiplied with: 1 but for yarn. */
+float spec_rope_scale(const model_spec *m);
+/* 0.1 mscale ln(factor) + 1, of yarn; 1 for a factor <= 1. */
+double spec_yarn_mscale(double factor, double mscale);
 void spec_rope_table(const model_spec *m, int S, float *table);
 
 #endif

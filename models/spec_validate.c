@@ -15,6 +15,22 @@ static moe_err check_range(const char *key, int64_t v, int64_t low, int64_t high
     return MOE_OK;
 }
 
+static moe_err validate_yarn(const model_spec *m)
+{
+    const rope_scaling *r = &m->rope;
+    if (!(r->beta_slow > 0) || !isfinite(r->beta_slow))
+        return moe_fail(MOE_E_CONFIG, "rope_beta_slow is %g: expected a number > 0", r->beta_slow);
+    if (!(r->beta_fast >= r->beta_slow) || !isfinite(r->beta_fast))
+        return moe_fail(MOE_E_CONFIG, "rope_beta_fast is %g: expected a number >= rope_beta_slow (%g)", r->beta_fast, r->beta_slow);
+    if (!(m->rope_theta > 1))
+        return moe_fail(MOE_E_CONFIG, "rope_theta is %g with rope_type yarn: expected a number > 1", m->rope_theta);
+    if (!isfinite(r->attention_factor) || !isfinite(r->mscale) || !isfinite(r->mscale_all_dim) || !(spec_rope_scale(m) > 0) ||
+        !isfinite(spec_rope_scale(m)))
+        return moe_fail(MOE_E_CONFIG, "rope_mscale %g and rope_mscale_all_dim %g make an attention factor of %g: expected a number > 0", r->mscale,
+                        r->mscale_all_dim, (double)spec_rope_scale(m));
+    return check_range("rope_original_max_position_embeddings", r->original_positions, 1, 1 << 30);
+}
+
 static moe_err validate_rope(const model_spec *m)
 {
     const rope_scaling *r = &m->rope;
@@ -27,6 +43,8 @@ static moe_err validate_rope(const model_spec *m)
         return moe_fail(MOE_E_CONFIG, "rope_factor is %g: expected a number >= 1", r->factor);
     if (r->type == ROPE_DEFAULT && r->factor != 1)
         return moe_fail(MOE_E_CONFIG, "rope_factor is %g with rope_type default, which has none: expected 1", r->factor);
+    if (r->type == ROPE_YARN)
+        return validate_yarn(m);
     if (r->type != ROPE_LLAMA3)
         return MOE_OK;
     if (!(r->low_freq_factor > 0) || !isfinite(r->low_freq_factor))

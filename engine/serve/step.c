@@ -46,11 +46,12 @@ static void rope_rows(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const serve *s = ctx;
     const int rotary = s->spec->rotary;
+    const float scale = spec_rope_scale(s->spec);
     const size_t half = (size_t)rotary / 2;
     float *cosine = s->w.rope, *sine = s->w.rope + half * (size_t)s->w.T;
     (void)worker;
     for (size_t t = (size_t)begin; t < (size_t)end; t++)
-        rope_row(cosine + t * half, sine + t * half, s->w.pos[t], rotary, s->inv_freq);
+        rope_row(cosine + t * half, sine + t * half, s->w.pos[t], rotary, s->inv_freq, scale);
 }
 
 static void embed_rows(void *ctx, int64_t begin, int64_t end, int worker)

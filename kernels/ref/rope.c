@@ -36,19 +36,19 @@ moe_err rope_ref(const rope_args *a, moe_stream *s)
     return MOE_OK;
 }
 
-void rope_row(float *cosine, float *sine, int64_t position, int rotary, const float *inv_freq)
+void rope_row(float *cosine, float *sine, int64_t position, int rotary, const float *inv_freq, float scale)
 {
     for (int i = 0; i < rotary / 2; i++) {
         const float angle = (float)position * inv_freq[i]; /* read before sine[i], which may be inv_freq[i], is written */
-        cosine[i] = (float)moe_cos((double)angle);
-        sine[i] = (float)moe_sin((double)angle);
+        cosine[i] = (float)moe_cos((double)angle) * scale;
+        sine[i] = (float)moe_sin((double)angle) * scale;
     }
 }
 
-void rope_table(float *table, int S, int rotary, const float *inv_freq)
+void rope_table(float *table, int S, int rotary, const float *inv_freq, float scale)
 {
     const size_t half = (size_t)rotary / 2;
     float *cosine = table, *sine = table + (size_t)S * half;
     for (size_t t = 0; t < (size_t)S; t++)
-        rope_row(cosine + t * half, sine + t * half, (int64_t)t, rotary, inv_freq);
+        rope_row(cosine + t * half, sine + t * half, (int64_t)t, rotary, inv_freq, scale);
 }

@@ -70,27 +70,46 @@ static moe_err refuse_unsupported(const family_values *v)
     return MOE_OK;
 }
 
+static double positive(const family_values *v, const char *key, double otherwise)
+{
+    const double x = family_number(v, key, 0);
+    return x != 0 ? x : otherwise; /* transformers takes 0 for nothing said */
+}
+
+static moe_err fill_yarn(rope_scaling *r, const family_values *v)
+{
+    const model_value *factor = family_get(v, "rope_attention_factor");
+    r->beta_fast = positive(v, "rope_beta_fast", 32);
+    r->beta_slow = positive(v, "rope_beta_slow", 1);
+    r->truncate = family_bool(v, "rope_truncate");
+    r->attention_factor = family_number(v, "rope_attention_factor", 0);
+    r->mscale = family_number(v, "rope_mscale", 0);
+    r->mscale_all_dim = family_number(v, "rope_mscale_all_dim", 0);
+    if (factor != NULL && !factor->null && !(factor->number > 0))
+        return moe_fail(MOE_E_CONFIG, "rope_attention_factor is %g: expected a number > 0, or null", factor->number);
+    return MOE_OK;
+}
+
 static moe_err fill_rope(model_spec *m, const family_values *v)
 {
     const double part = family_number(v, "partial_rotary_factor", 1);
     if (!(part > 0) || part > 1)
         return moe_fail(MOE_E_CONFIG, "partial_rotary_factor is %g: expected a number > 0, at most 1", part);
     rope_scaling *r = &m->rope;
-    static const char *const types[] = {[ROPE_DEFAULT] = "default", [ROPE_LINEAR] = "linear", [ROPE_LLAMA3] = "llama3"};
-    const int n = sizeof types / sizeof *types;
     const char *name = family_get(v, "rope_type")->string;
     int type = 0;
-    while (type < n && strcmp(name, types[type]) != 0)
+    while (type < ROPE_TYPES && strcmp(name, rope_type_names[type]) != 0)
         type++;
-    if (type == n)
-        return moe_fail(MOE_E_CONFIG, "rope_type is \"%.64s\": only \"default\", \"linear\" and \"llama3\" are computed", name);
+    if (type == ROPE_TYPES)
+        return moe_fail(MOE_E_CONFIG, "rope_type is \"%.64s\": only \"default\", \"linear\", \"llama3\" and \"yarn\" are computed", name);
     r->type = (rope_type)type;
     m->rotary = (int)(m->hd * part);
     m->rope_theta = family_number(v, "rope_theta", 0);
     r->factor = family_number(v, "rope_factor", 1);
     r->low_freq_factor = family_number(v, "rope_low_freq_factor", 1);
     r->high_freq_factor = family_number(v, "rope_high_freq_factor", 4);
-    return family_int(v, "rope_original_max_position_embeddings", m->max_positions, &r->original_positions);
+    TRY(family_int(v, "rope_original_max_position_embeddings", m->max_positions, &r->original_positions));
+    return r->type == ROPE_YARN ? fill_yarn(r, v) : MOE_OK;
 }
 
 static moe_err fill_router(model_spec *m, const family_values *v)

@@ -32,11 +32,17 @@ moe_err family_dense(model_spec *m, const family_values *v) MOE_MUST_CHECK;
 /* The members of rope_parameters (rope_scaling in transformers 4) in config.json, one key each. */
 #define FAMILY_ROPE_KEYS(theta)                                                                                                      \
     {"rope_theta", MODEL_NUMBER, theta, "base of the rotary embedding"},                                                             \
-    {"rope_type", MODEL_STRING, "default", "scaling of its frequencies: default (none), linear or llama3"},                          \
-    {"rope_factor", MODEL_NUMBER, "1.0", "linear, llama3: long wavelengths are divided by it"},                                      \
+    {"rope_type", MODEL_STRING, "default", "scaling of its frequencies: default (none), linear, llama3 or yarn"},                    \
+    {"rope_factor", MODEL_NUMBER, "1.0", "linear, llama3, yarn: long wavelengths are divided by it"},                                \
     {"rope_low_freq_factor", MODEL_NUMBER, "1.0", "llama3: wavelengths over original positions / this are long"},                    \
     {"rope_high_freq_factor", MODEL_NUMBER, "4.0", "llama3: wavelengths under original positions / this stay"},                      \
-    {"rope_original_max_position_embeddings", MODEL_INT, "null", "llama3: positions before scaling; null: max_position_embeddings"}
+    {"rope_original_max_position_embeddings", MODEL_INT, "null", "llama3, yarn: positions before scaling; null: max_position_embeddings"}, \
+    {"rope_beta_fast", MODEL_NUMBER, "null", "yarn: what turns more often over the original positions stays; null: 32"},             \
+    {"rope_beta_slow", MODEL_NUMBER, "null", "yarn: what turns less often is divided by the factor; null: 1"},                       \
+    {"rope_truncate", MODEL_BOOL, "true", "yarn: the range between both begins and ends at whole dimensions"},                       \
+    {"rope_attention_factor", MODEL_NUMBER, "null", "yarn: factor on cosines and sines; null: by the factor and the next two"},      \
+    {"rope_mscale", MODEL_NUMBER, "null", "yarn: with rope_mscale_all_dim, for the attention factor"},                               \
+    {"rope_mscale_all_dim", MODEL_NUMBER, "null", "yarn: the same; DeepSeek scales its scores by it too"}
 
 enum { FAMILY_EXTENSIONS = 9 }; /* keys of FAMILY_EXTENSION_KEYS */
 

@@ -60,7 +60,8 @@ enum { NKEYS = sizeof KEYS / sizeof *KEYS };
 static const char *const OTHER_KEYS[] = {
     "rope.freq_base",     "rope.scaling.type",      "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned",
     "rope.dimension_count", "attention.value_length", "vocab_size",        "expert_gating_func",                   "rope.scale_linear",
-    "block_count",        "nextn_predict_layers",
+    "block_count",        "nextn_predict_layers",   "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_log_multiplier",
 };
 
 /* The metadata being read. */
@@ -204,7 +205,8 @@ static moe_err add_factors(opening *o, const gguf_tensor *t, int64_t rotary, dou
     float factors[MAX_FREQUENCIES];
     char number[TEXT_NUMBER];
     TRY(read_factors(o, t, rotary / 2, factors));
-    model_spec rule = {.rotary = (int)rotary, .rope_theta = theta, .rope = {ROPE_LLAMA3, 1, 1, 4, 16}};
+    model_spec rule = {.rotary = (int)rotary, .rope_theta = theta, .rope = {.type = ROPE_LLAMA3, .factor = 1, .low_freq_factor = 1, .high_freq_factor = 4,
+                       .original_positions = 16}};
     for (int64_t i = 0; i < rotary / 2; i++)
         if (factors[i] > rule.rope.factor)
             rule.rope.factor = factors[i];
@@ -216,6 +218,43 @@ static moe_err add_factors(opening *o, const gguf_tensor *t, int64_t rotary, dou
     shortest(rule.rope.factor, number);
     text_printf(o->json, ", \"rope_type\": \"llama3\", \"factor\": %s, \"low_freq_factor\": 1.0, \"high_freq_factor\": 4.0", number);
     text_printf(o->json, ", \"original_max_position_embeddings\": %d", rule.rope.original_positions);
+    return MOE_OK;
+}
+
+static moe_err add_member(opening *o, const char *key, const char *name)
+{
+    char number[TEXT_NUMBER];
+    if (!has_key(o, key))
+        return MOE_OK;
+    TRY(number_text(o, key, number));
+    text_printf(o->json, ", \"%s\": %s", name, number);
+    return MOE_OK;
+}
+
+/* DeepSeek's mscale is its mscale_all_dim in all models that llama.cpp converts; it keeps a tenth of the latter. */
+static moe_err add_yarn(opening *o)
+{
+    char number[TEXT_NUMBER], full[96];
+    int64_t positions;
+    double extrapolated = 1, tenth;
+    TRY(number_text(o, "rope.scaling.factor", number));
+    TRY(gguf_get_int(o->g, full_key(o, "rope.scaling.original_context_length", full), 1, INT32_MAX, &positions));
+    text_printf(o->json, ", \"rope_type\": \"yarn\", \"factor\": %s, \"original_max_position_embeddings\": %lld", number, (long long)positions);
+    text_printf(o->json, ", \"truncate\": %s", o->arch->untruncated ? "false" : "true");
+    TRY(add_member(o, "rope.scaling.yarn_beta_fast", "beta_fast"));
+    TRY(add_member(o, "rope.scaling.yarn_beta_slow", "beta_slow"));
+    TRY(add_member(o, "rope.scaling.yarn_attn_factor", "attention_factor"));
+    if (has_key(o, "rope.scaling.yarn_ext_factor"))
+        TRY(gguf_get_number(o->g, full_key(o, "rope.scaling.yarn_ext_factor", full), &extrapolated));
+    if (extrapolated != 1)
+        return moe_fail(MOE_E_CONFIG, "%s: key %s is %g: only 1 is computed", gguf_path(o->g, 0),
+                        full_key(o, "rope.scaling.yarn_ext_factor", full), extrapolated);
+    if (!has_key(o, "rope.scaling.yarn_log_multiplier"))
+        return MOE_OK;
+    TRY(gguf_get_number(o->g, full_key(o, "rope.scaling.yarn_log_multiplier", full), &tenth));
+    shortest(tenth, number);
+    shortest((double)(float)(10 * strtod(number, NULL)), number);
+    text_printf(o->json, ", \"mscale\": %s, \"mscale_all_dim\": %s", number, number);
     return MOE_OK;
 }
 
@@ -238,15 +277,19 @@ static moe_err add_rope(opening *o, int64_t hd, int64_t rotary)
     }
     if (has_key(o, "rope.scaling.type"))
         TRY(gguf_get_string(o->g, full_key(o, "rope.scaling.type", full), &type, &n));
+    const bool yarn = n == 4 && memcmp(type, "yarn", n) == 0;
     if (n == 6 && memcmp(type, "linear", n) == 0)
         linear = "rope.scaling.factor";
-    else if (n != 4 || memcmp(type, "none", n) != 0)
-        return moe_fail(MOE_E_CONFIG, "%s: key %s.rope.scaling.type is \"%.*s\": none and linear are computed", gguf_path(o->g, 0), o->arch->name,
+    else if (!yarn && (n != 4 || memcmp(type, "none", n) != 0))
+        return moe_fail(MOE_E_CONFIG, "%s: key %s.rope.scaling.type is \"%.*s\": none, linear and yarn are computed", gguf_path(o->g, 0), o->arch->name,
                         n < 64 ? (int)n : 64, type);
-    else if (has_key(o, "rope.scale_linear"))
+    else if (!yarn && has_key(o, "rope.scale_linear"))
         linear = "rope.scale_linear";
-    if (linear != NULL && factors != NULL)
-        return moe_fail(MOE_E_CONFIG, "%s: key %s.%s and tensor rope_freqs.weight at once are not computed", gguf_path(o->g, 0), o->arch->name, linear);
+    if ((linear != NULL || yarn) && factors != NULL)
+        return moe_fail(MOE_E_CONFIG, "%s: key %s.%s and tensor rope_freqs.weight at once are not computed", gguf_path(o->g, 0), o->arch->name,
+                        yarn ? "rope.scaling.type" : linear);
+    if (yarn)
+        TRY(add_yarn(o));
     if (linear != NULL) {
         TRY(number_text(o, linear, number));
         text_printf(o->json, ", \"rope_type\": \"linear\", \"factor\": %s", number);

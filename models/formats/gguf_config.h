@@ -16,6 +16,7 @@ typedef struct gguf_architecture {
     bool normalize;          /* the weights of the chosen experts are divided by their sum  */
     bool sigmoid;            /* of the router's logits, not softmax                         */
     bool post_norm;          /* the norm before the feed-forward is called post_attention_norm */
+    bool untruncated;        /* YaRN's range of frequencies is not cut to whole dimensions: the metadata cannot say so */
 } gguf_architecture;
 
 /* The text of a config.json, appended. The files of m (model_add_file) are those of g: the factors of the rotary frequencies are read. */

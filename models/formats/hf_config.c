@@ -172,6 +172,12 @@ typedef struct spelling {
     {object, "low_freq_factor", {"rope_low_freq_factor", MODEL_NUMBER, "", ""}},                                                     \
     {object, "high_freq_factor", {"rope_high_freq_factor", MODEL_NUMBER, "", ""}},                                                   \
     {object, "original_max_position_embeddings", {"rope_original_max_position_embeddings", MODEL_INT, "", ""}},                      \
+    {object, "beta_fast", {"rope_beta_fast", MODEL_NUMBER, "", ""}},                                                                 \
+    {object, "beta_slow", {"rope_beta_slow", MODEL_NUMBER, "", ""}},                                                                 \
+    {object, "truncate", {"rope_truncate", MODEL_BOOL, "", ""}},                                                                     \
+    {object, "attention_factor", {"rope_attention_factor", MODEL_NUMBER, "", ""}},                                                   \
+    {object, "mscale", {"rope_mscale", MODEL_NUMBER, "", ""}},                                                                       \
+    {object, "mscale_all_dim", {"rope_mscale_all_dim", MODEL_NUMBER, "", ""}},                                                       \
     {object, "partial_rotary_factor", {"partial_rotary_factor", MODEL_NUMBER, "", ""}}
 
 static const spelling SPELLINGS[] = {
@@ -278,7 +284,7 @@ static bool same_value(const model_value *a, const model_value *b)
         return a->null == b->null;
     if (a->string != NULL && b->string != NULL)
         return strcmp(a->string, b->string) == 0;
-    return a->number == b->number;
+    return a->number == b->number && a->boolean == b->boolean;
 }
 
 static moe_err differ(const spelling *s, const model_value *found, const model_value *other)

@@ -67,12 +67,25 @@ static double rotary_part(const model_spec *m)
     return (int)(m->hd * part) == m->rotary ? part : nextafter(part, 1.0);
 }
 
+static void add_yarn(text_buf *t, const rope_scaling *r)
+{
+    add_number(t, "beta_fast", r->beta_fast);
+    add_number(t, "beta_slow", r->beta_slow);
+    add_bool(t, "truncate", r->truncate);
+    add_int(t, "original_max_position_embeddings", r->original_positions);
+    if (r->attention_factor > 0)
+        add_number(t, "attention_factor", r->attention_factor);
+    if (r->mscale != 0)
+        add_number(t, "mscale", r->mscale);
+    if (r->mscale_all_dim != 0)
+        add_number(t, "mscale_all_dim", r->mscale_all_dim);
+}
+
 /* The members of rope_parameters and rope_scaling but the base. */
 static void add_scaling(text_buf *t, const char *key, const model_spec *m)
 {
     const rope_scaling *r = &m->rope;
-    static const char *const types[] = {[ROPE_DEFAULT] = "default", [ROPE_LINEAR] = "linear", [ROPE_LLAMA3] = "llama3"};
-    text_printf(t, ",\n  \"%s\": {\"rope_type\": \"%s\"", key, types[r->type]);
+    text_printf(t, ",\n  \"%s\": {\"rope_type\": \"%s\"", key, rope_type_names[r->type]);
     if (r->type != ROPE_DEFAULT)
         add_number(t, "factor", r->factor);
     if (r->type == ROPE_LLAMA3) {
@@ -80,6 +93,8 @@ static void add_scaling(text_buf *t, const char *key, const model_spec *m)
         add_number(t, "high_freq_factor", r->high_freq_factor);
         add_int(t, "original_max_position_embeddings", r->original_positions);
     }
+    if (r->type == ROPE_YARN)
+        add_yarn(t, r);
 }
 
 static void add_rope(text_buf *t, const model_spec *m)

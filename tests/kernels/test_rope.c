@@ -14,7 +14,7 @@ static void make_table(float *table, int S, int hd, double theta)
     cr_assert_leq(hd / 2, 128);
     for (int i = 0; i < hd / 2; i++)
         inv_freq[i] = 1.0f / (float)pow(theta, (double)((float)(2 * i) / (float)hd));
-    rope_table(table, S, hd, inv_freq);
+    rope_table(table, S, hd, inv_freq, 1.0f);
 }
 
 typedef struct rope_case {

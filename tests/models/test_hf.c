@@ -237,6 +237,9 @@ Test(hf, roundtrip_of_other_families)
     check_roundtrip("llama", DENSE "attention_bias=true head_dim=10 rope_type=llama3 rope_factor=8 rope_high_freq_factor=3 "
                                    "rope_original_max_position_embeddings=77",
                     HF_F32, HF_SHARD_BYTES);
+    check_roundtrip("llama", DENSE "head_dim=10 rope_type=yarn rope_factor=8 rope_beta_fast=20 rope_beta_slow=2.5 rope_truncate=false rope_mscale=0.5 "
+                                   "rope_mscale_all_dim=0.25 rope_original_max_position_embeddings=77", HF_F32, HF_SHARD_BYTES);
+    check_roundtrip("llama", DENSE "head_dim=10 rope_type=yarn rope_factor=8 rope_attention_factor=0.8", HF_F32, HF_SHARD_BYTES);
     check_roundtrip("qwen2", DENSE "tie_word_embeddings=true", HF_BF16, HF_SHARD_BYTES);
     check_roundtrip("qwen3", DENSE "head_dim=14", HF_F32, HF_SHARD_BYTES);
 }
@@ -289,8 +292,8 @@ Test(hf, config_refused)
         {"{\"model_type\": \"olmoe\", \"hidden_size\": 2048.5}", "", MOE_E_DATA},
         {"{\"model_type\": \"olmoe\", \"hidden_size\": 64, \"hidden_size\": 64}", "hidden_size occurs twice", MOE_E_DATA},
         {"{\"model_type\": \"olmoe\", \"hidden_act\": \"gelu\"}", "hidden_act is \"gelu\"", MOE_E_CONFIG},
-        {"{\"model_type\": \"olmoe\", \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4.0}}",
-         "rope_type is \"yarn\"", MOE_E_CONFIG},
+        {"{\"model_type\": \"olmoe\", \"rope_scaling\": {\"rope_type\": \"dynamic\", \"factor\": 4.0}}",
+         "rope_type is \"dynamic\"", MOE_E_CONFIG},
         {"{\"model_type\": \"olmoe\", \"rope_parameters\": {\"factor\": 4.0}}", "rope_factor is 4 with rope_type default", MOE_E_CONFIG},
         {"{\"model_type\": \"olmoe\", \"rope_theta\": 1e4, \"rope_parameters\": {\"rope_theta\": 1e6}}",
          "rope_theta is 10000 but", MOE_E_CONFIG},

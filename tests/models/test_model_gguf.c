@@ -115,7 +115,8 @@ Test(model_gguf, with_llama3_frequencies)
     cr_assert_eq(make_spec(&s, "llama", "hidden_size=64 intermediate_size=32 num_hidden_layers=1 num_attention_heads=1 num_key_value_heads=1 vocab_size=37"), MOE_OK);
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
         s.rope_theta = rules[i].theta;
-        s.rope = (rope_scaling){ROPE_LLAMA3, rules[i].factor, 1, 4, rules[i].positions};
+        s.rope = (rope_scaling){.type = ROPE_LLAMA3, .factor = rules[i].factor, .low_freq_factor = 1, .high_freq_factor = 4,
+                                .original_positions = rules[i].positions};
         unscaled = s;
         unscaled.rope.type = ROPE_DEFAULT;
         spec_rope_frequencies(&unscaled, plain);
@@ -144,6 +145,50 @@ Test(model_gguf, with_llama3_frequencies)
     add_factors(&b, &s, factors, 32);
     gguf_build_f32(&b, "llama.rope.scale_linear", 2);
     refuse(&b, MOE_E_CONFIG, "at once are not computed");
+}
+
+/* Llama's file with YaRN of 8 over 64 positions, and one number more. */
+static void add_yarn(gguf_build *b, const char *key, float x)
+{
+    model_spec s;
+    cr_assert_eq(make_spec(&s, "llama", "hidden_size=64 intermediate_size=32 num_hidden_layers=1 num_attention_heads=1 num_key_value_heads=1 vocab_size=37"), MOE_OK);
+    *b = (gguf_build)GGUF_BUILD;
+    gguf_model(b, "llama", &s, GGML_F32);
+    gguf_build_string(b, "llama.rope.scaling.type", "yarn");
+    gguf_build_f32(b, "llama.rope.scaling.factor", 8);
+    gguf_build_u32(b, "llama.rope.scaling.original_context_length", 64);
+    gguf_build_f32(b, key, x);
+}
+
+Test(model_gguf, with_yarn)
+{
+    static const struct {
+        const char *key;
+        float value;
+        rope_scaling expected;
+    } files[] = {
+        {"llama.rope.scaling.yarn_beta_fast", 16, {.beta_fast = 16, .beta_slow = 1}},
+        {"llama.rope.scaling.yarn_beta_slow", 0.5f, {.beta_fast = 32, .beta_slow = 0.5}},
+        {"llama.rope.scaling.yarn_attn_factor", 0.75f, {.beta_fast = 32, .beta_slow = 1, .attention_factor = 0.75}},
+        {"llama.rope.scaling.yarn_ext_factor", 1, {.beta_fast = 32, .beta_slow = 1}},
+        {"llama.rope.scaling.yarn_log_multiplier", 0.0707f, {.beta_fast = 32, .beta_slow = 1, .mscale = 0.707, .mscale_all_dim = 0.707}},
+    };
+    gguf_build b;
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        model *m;
+        add_yarn(&b, files[i].key, files[i].value);
+        gguf_build_write(&b, file("m.gguf"));
+        gguf_build_free(&b);
+        cr_assert_eq(model_open(&m, file("m.gguf")), MOE_OK, "%s", moe_error_text());
+        const rope_scaling *got = &model_spec_of(m)->rope, *want = &files[i].expected;
+        cr_assert(got->type == ROPE_YARN && got->factor == 8 && got->original_positions == 64 && got->truncate, "%s", model_config(m));
+        cr_assert(got->beta_fast == want->beta_fast && got->beta_slow == want->beta_slow && got->attention_factor == want->attention_factor, "%s",
+                  model_config(m));
+        cr_assert(got->mscale == want->mscale && got->mscale_all_dim == want->mscale_all_dim, "%s", model_config(m));
+        model_close(m);
+    }
+    add_yarn(&b, "llama.rope.scaling.yarn_ext_factor", 0.5f);
+    refuse(&b, MOE_E_CONFIG, "key llama.rope.scaling.yarn_ext_factor is 0.5: only 1 is computed");
 }
 
 /* Another value for a uint32 that is there. */
@@ -176,8 +221,8 @@ Test(model_gguf, that_does_not_fit_its_metadata)
 
     b = (gguf_build)GGUF_BUILD;
     gguf_model(&b, "qwen3moe", &s, GGML_F32);
-    gguf_build_string(&b, "qwen3moe.rope.scaling.type", "yarn");
-    refuse(&b, MOE_E_CONFIG, "rope.scaling.type is \"yarn\": none and linear are computed");
+    gguf_build_string(&b, "qwen3moe.rope.scaling.type", "longrope");
+    refuse(&b, MOE_E_CONFIG, "rope.scaling.type is \"longrope\": none, linear and yarn are computed");
 
     other = s;
     other.F = 64;

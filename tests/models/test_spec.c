@@ -1,6 +1,7 @@
 /* Layouts and the tensor table: every tensor lies inside its section, none over another, each aligned; counts agree with the
  * table and with published models; sizes out of range are refused by name. */
 #include <criterion/criterion.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -219,6 +220,46 @@ Test(spec, rope_frequencies)
             const float w = kind == 0 ? want[k].plain : kind == 1 ? want[k].llama3 : want[k].linear;
             cr_assert(got[want[k].i] == w, "%s: %d: got %a, torch %a", pairs[kind], want[k].i, (double)got[want[k].i], (double)w);
         }
+    }
+}
+
+/* What transformers computes for heads of 64: gpt-oss, DeepSeek-V2-Lite, both betas 1, and a factor of its own on cosines and sines. Torch's power in
+ * fp32 is at times the float beside the nearest one, so one step is allowed. */
+Test(spec, yarn_frequencies)
+{
+    enum { FREQUENCIES = 12 };
+    static const int at[FREQUENCIES] = {0, 1, 5, 8, 9, 10, 12, 15, 17, 18, 22, 31};
+    static const struct {
+        const char *pairs;
+        float scale, want[FREQUENCIES];
+    } rules[] = {
+        {"rope_theta=150000 rope_factor=32 rope_beta_fast=32 rope_beta_slow=1 rope_truncate=false rope_original_max_position_embeddings=4096",
+         0x1.58b90cp+0f,
+         {0x1p+0f, 0x1.60ca6ap-1f, 0x1.3e19fap-3f, 0x1.a04328p-5f, 0x1.03bbaap-5f, 0x1.3cc8dep-6f, 0x1.bd508p-8f, 0x1.13eefp-10f, 0x1.0f3372p-13f,
+          0x1.415b8cp-15f, 0x1.21c258p-17f, 0x1.44a5a6p-22f}},
+        {"rope_theta=10000 rope_factor=40 rope_mscale=0.707 rope_mscale_all_dim=0.707 rope_original_max_position_embeddings=4096", 1.0f,
+         {0x1p+0f, 0x1.7ff222p-1f, 0x1.e5a846p-3f, 0x1.99999ap-4f, 0x1.33281ap-4f, 0x1.ccab84p-5f, 0x1.b86436p-6f, 0x1.111aeep-7f, 0x1.d2e0ccp-9f,
+          0x1.26d42cp-9f, 0x1.74eea6p-13f, 0x1.bf749ep-19f}},
+        {"rope_theta=50000 rope_factor=32 rope_beta_fast=1 rope_mscale=1 rope_mscale_all_dim=0.5 rope_original_max_position_embeddings=4096",
+         0x1.25cf3ep+0f,
+         {0x1p+0f, 0x1.6d1ce6p-1f, 0x1.79ac46p-3f, 0x1.11ea82p-4f, 0x1.86aa46p-5f, 0x1.16966ep-5f, 0x1.1b56c2p-6f, 0x1.9aff04p-8f, 0x1.a20170p-9f,
+          0x1.2a159ep-9f, 0x1.3456b6p-16f, 0x1.d6892cp-21f}},
+        {"rope_theta=100 rope_factor=4 rope_attention_factor=0.75 rope_original_max_position_embeddings=64", 0.75f,
+         {0x1p+0f, 0x1.a7d02ap-1f, 0x1.84a84ap-2f, 0x1.a30ecp-3f, 0x1.522582p-3f, 0x1.0f659p-3f, 0x1.56c4cp-4f, 0x1.3ff84p-5f, 0x1.62b2fp-6f,
+          0x1.33281ap-6f, 0x1.59742ap-7f, 0x1.7a6622p-9f}},
+    };
+    for (size_t r = 0; r < sizeof rules / sizeof *rules; r++) {
+        model_spec m;
+        float got[32], table[2 * 2 * 32];
+        char pairs[256];
+        snprintf(pairs, sizeof pairs, "head_dim=64 rope_type=yarn %s", rules[r].pairs);
+        cr_assert_eq(make_spec(&m, "llama", pairs), MOE_OK, "%s", moe_error_text());
+        spec_rope_frequencies(&m, got);
+        for (int k = 0; k < FREQUENCIES; k++)
+            cr_assert(fabsf(got[at[k]] - rules[r].want[k]) <= 0x1p-23f * rules[r].want[k], "%s: %d: got %a, transformers %a", pairs, at[k], (double)got[at[k]], (double)rules[r].want[k]);
+        cr_assert(spec_rope_scale(&m) == rules[r].scale, "%s: scale %a, transformers %a", pairs, (double)spec_rope_scale(&m), (double)rules[r].scale);
+        spec_rope_table(&m, 2, table);
+        cr_assert(table[0] == rules[r].scale && table[2 * 32] == 0, "%s: cosine of position 0 is %a", pairs, (double)table[0]);
     }
 }
 
