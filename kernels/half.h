@@ -1,4 +1,4 @@
-/* fp16 and bf16 <-> fp32 in integer arithmetic: exact, nearest even, the same whatever the rounding and denormal mode of the thread.
+/* fp16, bf16 and fp8 (E4M3) <-> fp32 in integer arithmetic: exact, nearest even, the same whatever the rounding and denormal mode of the thread.
  * Owns nothing. Any thread.
  * Rule: the vector conversions of kernels/cpu give these bits (a signalling NaN comes out quiet). */
 #ifndef MOE_KERNELS_HALF_H
@@ -56,6 +56,33 @@ static inline uint16_t bf16_from_float(float x)
     if ((bits & 0x7fffffffu) > 0x7f800000u)
         return (uint16_t)(bits >> 16 | 64u);
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+/* E4M3 as in OCP 8-bit floating point (torch.float8_e4m3fn): bias 7, no infinities, 0x7f and 0xff are NaN, the largest number is 448. */
+static inline float e4m3_to_float(uint8_t h)
+{
+    const uint32_t sign = (uint32_t)(h & 0x80u) << 24, size = h & 0x7fu;
+    if (size == 0x7fu)
+        return bits_float(sign | 0x7fc00000u);
+    if (size < 8) /* a denormal of fp8 is a normal number of fp32 */
+        return bits_float(sign | float_bits((float)size * 0x1p-9f));
+    return bits_float(sign | ((size << 20) + (120u << 23)));
+}
+
+/* What is past the largest number becomes it, as in torch 2.15 (NaN before); NaN stays. */
+static inline uint8_t e4m3_from_float(float x)
+{
+    const uint32_t bits = float_bits(x), a = bits & 0x7fffffffu;
+    const uint8_t sign = (uint8_t)(bits >> 24 & 0x80u);
+    if (a >= 0x43e00000u) /* 448 */
+        return sign | (a > 0x7f800000u ? 0x7fu : 0x7eu);
+    if (a >= 0x3c800000u)
+        return (uint8_t)(sign | (a - (120u << 23) + 0x7ffffu + (a >> 20 & 1u)) >> 20);
+    const uint32_t shift = 141 - (a >> 23); /* of the fraction, to units of 2^-9 */
+    if (shift > 24)
+        return sign;
+    const uint32_t fraction = (a & 0x7fffffu) | 0x800000u, whole = fraction >> shift, rest = fraction << (32 - shift);
+    return (uint8_t)(sign | (whole + (rest > 0x80000000u || (rest == 0x80000000u && (whole & 1u)))));
 }
 
 #endif

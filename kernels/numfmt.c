@@ -9,7 +9,7 @@
 #include "kernels/half.h"
 #include "kernels/numfmt_parts.h"
 
-enum { Q = 32 /* numbers of a block */, HALF = Q / 2, SUPER = 256 /* numbers of a block of the K formats */ };
+enum { Q = 32 /* numbers of a block */, HALF = Q / 2, SUPER = 256 /* numbers of a block of the K formats */, EIGHT = 128 /* of F8 */ };
 /* A block whose largest magnitude is smaller is a block of zeros: its scale is nothing in fp16, and what 1 / scale is then would
  * depend on the denormal mode. */
 static const float LEAST = 0x1p-100f;
@@ -307,6 +307,28 @@ static void mxfp4_from(uint8_t *out, const float *in, int64_t n)
     }
 }
 
+static void f8_to(float *out, const uint8_t *in, int64_t n)
+{
+    for (; n > 0; n -= EIGHT, in += 4 + EIGHT, out += EIGHT) {
+        const float d = bits_float(load32(in));
+        for (int i = 0; i < EIGHT; i++)
+            out[i] = e4m3_to_float(in[4 + i]) * d;
+    }
+}
+
+static void f8_from(uint8_t *out, const float *in, int64_t n)
+{
+    for (; n > 0; n -= EIGHT, out += 4 + EIGHT, in += EIGHT) {
+        float most = 0;
+        for (int i = 0; i < EIGHT; i++)
+            most = fabsf(in[i]) > most ? fabsf(in[i]) : most;
+        const float d = most < LEAST ? 0 : most / 448, id = most < LEAST ? 0 : 448 / most;
+        memcpy(out, &d, sizeof d);
+        for (int i = 0; i < EIGHT; i++)
+            out[4 + i] = e4m3_from_float(in[i] * id);
+    }
+}
+
 typedef struct format {
     numfmt_info info;
     void (*to)(float *out, const uint8_t *in, int64_t n);
@@ -327,6 +349,7 @@ static const format formats[NUM_FORMATS] = {
     [NUM_Q6_K] = {{"q6_k", SUPER, 210, false}, q6_k_to, NULL},
     [NUM_IQ4_NL] = {{"iq4_nl", Q, 2 + HALF, false}, iq4_nl_to, NULL},
     [NUM_MXFP4] = {{"mxfp4", Q, 1 + HALF, true}, mxfp4_to, mxfp4_from},
+    [NUM_F8_E4M3] = {{"f8_e4m3", EIGHT, 4 + EIGHT, true}, f8_to, f8_from},
 };
 
 const numfmt_info *numfmt_about(numfmt f) { return &formats[f].info; }

@@ -1,5 +1,6 @@
 /* How numbers are stored: one enum, one table of descriptors, and the conversion of rows to fp32. Everything that reads weights at rest
  * (safetensors, GGUF, packed records) names its format with this. Block formats follow ggml: `block` numbers along a row share a scale.
+ * In F8_E4M3 what is stored as NaN is NaN, and a number is the nearest fp32 of code times scale.
  * Conversions are exact and the same everywhere (no libm). */
 #ifndef MOE_KERNELS_NUMFMT_H
 #define MOE_KERNELS_NUMFMT_H
@@ -22,6 +23,7 @@ typedef enum numfmt {
     NUM_Q6_K,
     NUM_IQ4_NL,
     NUM_MXFP4,
+    NUM_F8_E4M3, /* fp32 scale, 128 numbers in E4M3: a row of DeepSeek's 128 x 128 blocks */
     NUM_FORMATS
 } numfmt;
 
@@ -41,7 +43,7 @@ static inline size_t numfmt_row_bytes(numfmt f, int64_t K)
     return (size_t)(K / numfmt_about(f)->block) * (size_t)numfmt_about(f)->bytes;
 }
 /* K numbers at rest -> fp32, and back (nearest; block formats as ggml's reference quantisers, but for
- * the scales of Q4_K, which are our own choice). An MXFP4 scale below
+ * the scales of Q4_K, which are our own choice; F8_E4M3: the largest magnitude becomes 448). An MXFP4 scale below
  * 2^-126 is a denormal: engine threads read it as 0. */
 void numfmt_to_f32(float *out, const void *row, numfmt f, int64_t K);
 void numfmt_from_f32(void *row, const float *in, numfmt f, int64_t K);

@@ -3,7 +3,9 @@
  *     y_m[r, n] = sum over k of x[r, k] * w_m[g][n, k]        r in group g
  * Weights are panels of 16 outputs in their own format; what a panel looks like inside is private to kernels/ (qpanel_* below).
  *
- * Order of sums. F32, F16, BF16: one fma chain over k, as matmul.h (F32 gives matmul_forward's bits).
+ * Order of sums. F32, F16, BF16: one fma chain over k, as matmul.h (F32 gives matmul_forward's bits). F8_E4M3: the same chain, w the nearest
+ * fp32 of code * scale (to be exact: of (code / 256) * (scale * 256), with denormals as zeros); the codes of NaN, 0x7f and 0xff, count as 480 and
+ * -480 here: who makes panels refuses them first (models/rows.h).
  * Block formats: the activations of a row are quantised once, in blocks of 32 along k: amax = max |x|, d = amax / 127,
  * a = nearest even of x * (127 / amax); a = 0, d = 0 where amax < 2^-100; a = 0, d = NaN where an x is not finite.
  * Then one chain per output over the blocks in order:

@@ -23,6 +23,7 @@ static const qpanel_layout layouts[NUM_FORMATS] = {
     [NUM_Q6_K] = {6 * QLINE, (2 * PANEL + QSUPER * 2 * PANEL) / QSUPER},
     [NUM_IQ4_NL] = {4 * QLINE, 2 * PANEL},
     [NUM_MXFP4] = {4 * QLINE, PANEL},
+    [NUM_F8_E4M3] = {QBLOCK * PANEL, 4 * PANEL / (QEIGHT / QBLOCK)},
 };
 
 qpanel_layout qpanel_about(numfmt f) { return layouts[f]; }
@@ -226,11 +227,30 @@ static void pack_plain(uint8_t *out, const uint8_t *rows, size_t stride, int byt
             memcpy(out + (size_t)((k * PANEL + r) * bytes), rows + (size_t)r * stride + (size_t)(k * bytes), (size_t)bytes);
 }
 
+/* One panel of F8_E4M3: pairs of codes are turned like halves. */
+static void pack_f8(uint8_t *data, uint8_t *side, const uint8_t *rows, size_t stride, int64_t K)
+{
+    enum { HALVES = QEIGHT / 2 };
+    for (int64_t b = 0; b < K / QEIGHT; b++, rows += 4 + QEIGHT, data += QEIGHT * PANEL, side += 4 * PANEL) {
+        for (size_t r = 0; r < PANEL; r++) {
+            const uint8_t *in = rows + r * stride;
+            memcpy(side + 4 * r, in, 4);
+            for (size_t i = 0; i < QEIGHT; i += 64)
+                __builtin_prefetch(in + PANEL * stride + i);
+        }
+        for (size_t h = 0; h < HALVES; h += 8)
+            for (size_t r = 0; r < PANEL; r += 8)
+                turn_halves(data + 2 * (h * PANEL + r), rows + r * stride + 4 + 2 * h, stride);
+    }
+}
+
 static void pack_panel(uint8_t *data, uint8_t *side, const uint8_t *rows, size_t stride, numfmt f, int64_t K)
 {
     const qpanel_layout l = layouts[f];
     if (l.data == 0)
         pack_plain(data, rows, stride, numfmt_about(f)->bytes, K);
+    else if (f == NUM_F8_E4M3)
+        pack_f8(data, side, rows, stride, K);
     else if (f != NUM_Q4_0 && f != NUM_Q4_1 && f != NUM_Q8_0 && f != NUM_IQ4_NL)
         pack_shaped(data, side, rows, stride, f, K);
     else if (__builtin_cpu_supports("avx2"))
@@ -273,9 +293,21 @@ void qpanel_pack(void *panels, const void *rows, size_t row_stride, numfmt f, in
     }
 }
 
-float qpanel_element(const void *panels, numfmt f, int64_t n, int64_t k, int64_t K)
+/* (code / 256) * (scale * 256): nothing rounds but the product. The codes of NaN count as 480, by their bits. */
+static float f8_element(const void *panels, int64_t n, int64_t k, int64_t N, int64_t K)
+{
+    const qpanel_layout l = layouts[NUM_F8_E4M3];
+    const uint8_t code = qpanel_data(panels, l, n / PANEL, K)[(k / 2 * PANEL + n % PANEL) * 2 + k % 2];
+    float scale;
+    memcpy(&scale, qpanel_side(panels, l, n / PANEL, N, K) + (k / QEIGHT * PANEL + n % PANEL) * 4, sizeof scale);
+    return half_to_float((uint16_t)((code & 0x80u) << 8 | (code & 0x7fu) << 7)) * (scale * 256.0f);
+}
+
+float qpanel_element(const void *panels, numfmt f, int64_t n, int64_t k, int64_t N, int64_t K)
 {
     float x;
+    if (f == NUM_F8_E4M3)
+        return f8_element(panels, n, k, N, K);
     numfmt_to_f32(&x, (const uint8_t *)panels + panel_index(n, k, K) * (size_t)numfmt_about(f)->bytes, f, 1);
     return x;
 }
@@ -349,9 +381,9 @@ void qpanel_read(qpanel_piece *out, const void *panels, numfmt f, int64_t n, int
 
 void qpanel_row(float *out, const void *panels, numfmt f, int64_t n, int64_t N, int64_t K)
 {
-    if (layouts[f].data == 0) {
+    if (qpanel_chained(f)) {
         for (int64_t k = 0; k < K; k++)
-            out[k] = qpanel_element(panels, f, n, k, K);
+            out[k] = qpanel_element(panels, f, n, k, N, K);
         return;
     }
     for (int64_t b = 0; b < K / QBLOCK; b++) {

@@ -12,13 +12,15 @@
  *     + 2 lines of twos   Q6_K: bits 2 s, 2 s + 1 of byte j are the high bits of number 4 s + j (first line), 16 + 4 s + j (second)
  * The side is one fp16 for each output (d), and a second row of them where the format has a least (m); one byte in MXFP4.
  * In the K formats eight pieces share a side: fp16 d (and dmin) of the 16 outputs, then for each piece 16 bytes of scales and 16 of leasts
- * (Q4_K, Q5_K; 6 bits each), or of the scales of its two halves (Q6_K). Pads are zeros. */
+ * (Q4_K, Q5_K; 6 bits each), or of the scales of its two halves (Q6_K). Pads are zeros.
+ * F8_E4M3: pairs of k instead of steps: byte 0 of word n of pair p is number (n, 2 p), byte 1 is (n, 2 p + 1); four pieces share a side, the
+ * fp32 scales of the 16 outputs. */
 #ifndef MOE_KERNELS_QPANEL_H
 #define MOE_KERNELS_QPANEL_H
 
 #include "kernels/qmatmul.h"
 
-enum { QBLOCK = 32, QSTEPS = QBLOCK / 4, QLINE = PANEL * 4 /* bytes of a step */, QSUPER = 8 /* pieces of a K block */ };
+enum { QBLOCK = 32, QEIGHT = 128 /* numbers that share a scale in F8_E4M3 */, QSTEPS = QBLOCK / 4, QLINE = PANEL * 4 /* bytes of a step */, QSUPER = 8 /* pieces of a K block */ };
 
 typedef struct qpanel_layout {
     int data, side; /* bytes of a piece of a panel; 0, 0: a plain format */
@@ -43,13 +45,14 @@ typedef struct qpanel_piece {
     float scale[2], least;
 } qpanel_piece;
 
-/* What the order of sums of a format depends on (kernels/qmatmul.h). */
+/* What the order of sums of a format depends on (kernels/qmatmul.h). Chained: no quantised activations, one fma chain over k. */
+static inline bool qpanel_chained(numfmt f) { return f == NUM_F32 || f == NUM_F16 || f == NUM_BF16 || f == NUM_F8_E4M3; }
 static inline bool qpanel_least(numfmt f) { return f == NUM_Q4_1 || f == NUM_Q5_1 || f == NUM_Q4_K || f == NUM_Q5_K; }
 static inline bool qpanel_halves(numfmt f) { return f == NUM_Q6_K; }
 
 void qpanel_read(qpanel_piece *out, const void *panels, numfmt f, int64_t n, int64_t b, int64_t N, int64_t K);
-/* Element (n, k) of a plain format. */
-float qpanel_element(const void *panels, numfmt f, int64_t n, int64_t k, int64_t K);
+/* Element (n, k) of a chained format. */
+float qpanel_element(const void *panels, numfmt f, int64_t n, int64_t k, int64_t N, int64_t K);
 
 /* Full panels of a block format, `head` bytes of fp16 before the `steps` words of data of each block: one panel. The second where there is
  * AVX2. */

@@ -294,7 +294,7 @@ moe_err ENTRY(const qmatmul_args *a, moe_stream *s)
     plan p = {.a = a, .pool = s->pool};
     TRY(qmatmul_check(a));
     for (int m = 0; m < a->M; m++) {
-        if (qpanel_about(a->mat[m].format).data == 0)
+        if (qpanel_chained(a->mat[m].format))
             TRY(PLAIN(a, &a->mat[m], s));
         else if (a->K == 0)
             clear_rows(a, &a->mat[m]);

@@ -1,10 +1,11 @@
-/* Products with weights in F32, F16 or BF16 (kernels/qmatmul.h): one fma chain over k. F32 is matmul_forward itself.
- * 16-bit weights: few rows widen them on the way to the fma; for many rows a strip is widened into the worker's scratch and the tiles of
+/* Products with weights in F32, F16, BF16 or F8_E4M3 (kernels/qmatmul.h): one fma chain over k. F32 is matmul_forward itself.
+ * The others: few rows widen them on the way to the fma; for many rows a strip is widened into the worker's scratch and the tiles of
  * matmul_tile.h pass over it. A task is (group, row block, range of panels).
  * Rule: a task writes its own rows and columns only; which worker runs it and how it was cut cannot change a bit. */
 #include "kernels/cpu/qmatmul_plain.h"
 
 #include "kernels/cpu/matmul_tile.h"
+#include "kernels/qpanel.h"
 #include "kernels/tables.h"
 
 TILE_TABLE(row_tile, A_LD, 1)
@@ -34,7 +35,7 @@ typedef struct plan {
 
 typedef struct task {
     const plan *p;
-    const uint16_t *w;
+    const void *w;
     int64_t row, rows; /* of x and y */
     int panel, panel_end;
     scratch *s;
@@ -53,6 +54,37 @@ SIMD v16 widen(const uint16_t *w, const bool half)
     return i16_float(i16_shl(i16_load_u16(w), 16));
 }
 
+/* Two pairs of E4M3, k .. k + 3 of 16 outputs: moved to where fp16 has sign, exponent and fraction they are 1/256 of the number, also where they are
+ * denormals, which that conversion knows whatever the mode. */
+SIMD void widen_f8(v16 out[4], const uint8_t *w)
+{
+#if MOE_SIMD_512
+    const __m512i x = _mm512_loadu_si512(w), keep = _mm512_set1_epi16((short)0xbf80);
+    const __m512i odd = _mm512_and_si512(_mm512_srai_epi16(x, 1), keep), even = _mm512_and_si512(_mm512_srai_epi16(_mm512_slli_epi16(x, 8), 1), keep);
+    out[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(even)), out[1] = _mm512_cvtph_ps(_mm512_castsi512_si256(odd));
+    out[2] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(even, 1)), out[3] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(odd, 1));
+#else
+    const __m256i keep = _mm256_set1_epi16((short)0xbf80);
+    for (int i = 0; i < 2; i++) {
+        const __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)(w + 32 * i));
+        const __m256i odd = _mm256_and_si256(_mm256_srai_epi16(x, 1), keep), even = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(x, 8), 1), keep);
+        out[2 * i] = (v16){_mm256_cvtph_ps(_mm256_castsi256_si128(even)), _mm256_cvtph_ps(_mm256_extracti128_si256(even, 1))};
+        out[2 * i + 1] = (v16){_mm256_cvtph_ps(_mm256_castsi256_si128(odd)), _mm256_cvtph_ps(_mm256_extracti128_si256(odd, 1))};
+    }
+#endif
+}
+
+/* Codes of a panel, and 256 times the scales of its block b. */
+SIMD const uint8_t *f8_codes(const task *t, int panel)
+{
+    return (const uint8_t *)t->w + (size_t)panel * (size_t)t->p->a->K * PANEL;
+}
+SIMD v16 f8_scale(const task *t, int panel, int b)
+{
+    const float *side = (const float *)(const void *)((const uint8_t *)t->w + (size_t)t->p->panels * (size_t)t->p->a->K * PANEL);
+    return v16_mul(v16_load(side + ((size_t)panel * (size_t)(t->p->a->K / QEIGHT) + (size_t)b) * PANEL), v16_set1(256.0f));
+}
+
 SIMD int lanes_of(const task *t, int panel) { return t->p->m->N - panel * PANEL < PANEL ? t->p->m->N - panel * PANEL : PANEL; }
 
 SIMD float *y_at(const task *t, int64_t row, int panel)
@@ -63,7 +95,7 @@ SIMD float *y_at(const task *t, int64_t row, int panel)
 SIMD void few_rows(const task *t, int panel, const int rows, const int panels, const bool half)
 {
     const size_t K = (size_t)t->p->a->K, ldx = t->p->a->ldx;
-    const uint16_t *w = t->w + (size_t)panel * K * PANEL;
+    const uint16_t *w = (const uint16_t *)t->w + (size_t)panel * K * PANEL;
     const float *x = t->p->a->x + (size_t)t->row * ldx;
     v16 acc[FEW][TOGETHER];
     for (int r = 0; r < rows; r++)
@@ -89,26 +121,67 @@ SIMD void few_rows(const task *t, int panel, const int rows, const int panels, c
             v16_store_n(y_at(t, r, panel + j), acc[r][j], lanes_of(t, panel + j));
 }
 
-SIMD void run_few(const task *t, const int rows, const bool half)
+SIMD void few_rows_f8(const task *t, int panel, const int rows, const int panels)
+{
+    const size_t K = (size_t)t->p->a->K, ldx = t->p->a->ldx;
+    const uint8_t *w = f8_codes(t, panel);
+    const float *x = t->p->a->x + (size_t)t->row * ldx;
+    v16 acc[FEW][TOGETHER], scale[TOGETHER];
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < panels; j++)
+            acc[r][j] = t->p->a->accumulate ? v16_load_n(y_at(t, r, panel + j), lanes_of(t, panel + j)) : v16_zero();
+    for (int b = 0; b < (int)(K / QEIGHT); b++) {
+        for (int j = 0; j < panels; j++)
+            scale[j] = f8_scale(t, panel + j, b);
+        for (int k = 0; k < QEIGHT; k += 4, x += 4, w += 4 * PANEL)
+#pragma GCC unroll 4
+            for (int j = 0; j < panels; j++) {
+                v16 wide[4];
+                widen_f8(wide, w + (size_t)j * K * PANEL);
+                _mm_prefetch((const char *)w + ((size_t)j * K + 2 * AHEAD) * PANEL, _MM_HINT_T0);
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; i++) {
+                    const v16 v = v16_mul(wide[i], scale[j]);
+#pragma GCC unroll 8
+                    for (int r = 0; r < rows; r++)
+                        acc[r][j] = v16_fma(v16_set1(x[(size_t)r * ldx + (size_t)i]), v, acc[r][j]);
+                }
+            }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < panels; j++)
+            v16_store_n(y_at(t, r, panel + j), acc[r][j], lanes_of(t, panel + j));
+}
+
+SIMD void few_panels(const task *t, int panel, const int rows, const int panels, const numfmt f)
+{
+    if (f == NUM_F8_E4M3)
+        few_rows_f8(t, panel, rows, panels);
+    else
+        few_rows(t, panel, rows, panels, f == NUM_F16);
+}
+
+SIMD void run_few(const task *t, const int rows, const numfmt f)
 {
     int panel = t->panel;
     for (; panel + TOGETHER_FOR(rows) <= t->panel_end; panel += TOGETHER_FOR(rows))
-        few_rows(t, panel, rows, TOGETHER_FOR(rows), half);
+        few_panels(t, panel, rows, TOGETHER_FOR(rows), f);
     for (; panel < t->panel_end; panel++)
-        few_rows(t, panel, rows, 1, half);
+        few_panels(t, panel, rows, 1, f);
 }
 
 #define FEW_DEFINE(r)                                                                                                            \
-    static void few_bf16_##r(const task *t) { run_few(t, r, false); }                                                            \
-    static void few_f16_##r(const task *t) { run_few(t, r, true); }
-#define FEW_ENTRY(r) [r - 1] = {few_bf16_##r, few_f16_##r},
+    static void few_bf16_##r(const task *t) { run_few(t, r, NUM_BF16); }                                                         \
+    static void few_f16_##r(const task *t) { run_few(t, r, NUM_F16); }                                                           \
+    static void few_f8_##r(const task *t) { run_few(t, r, NUM_F8_E4M3); }
+#define FEW_ENTRY(r) [r - 1] = {[NUM_BF16] = few_bf16_##r, [NUM_F16] = few_f16_##r, [NUM_F8_E4M3] = few_f8_##r},
 #if MOE_SIMD_512
 #define FEW_ALL(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 #else
 #define FEW_ALL(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #endif
 FEW_ALL(FEW_DEFINE)
-static void (*const few[FEW][2])(const task *) = {FEW_ALL(FEW_ENTRY)};
+static void (*const few[FEW][NUM_FORMATS])(const task *) = {FEW_ALL(FEW_ENTRY)};
 
 static void copy_rows(const task *t, int k0, int steps)
 {
@@ -120,12 +193,34 @@ static void copy_rows(const task *t, int k0, int steps)
     }
 }
 
+static void widen_strip_f8(const task *t, int panel, int panels, int k0, int steps)
+{
+    _Static_assert(STEPS % QEIGHT == 0, "a strip is whole blocks");
+    for (int j = 0; j < panels; j++) {
+        const uint8_t *w = f8_codes(t, panel + j) + (size_t)k0 * PANEL;
+        float *to = t->s->w + (size_t)j * STEPS * PANEL;
+        for (int b = 0; b < steps / QEIGHT; b++) {
+            const v16 scale = f8_scale(t, panel + j, k0 / QEIGHT + b);
+            for (int k = 0; k < QEIGHT; k += 4, w += 4 * PANEL, to += 4 * PANEL) {
+                v16 wide[4];
+                widen_f8(wide, w);
+                for (int i = 0; i < 4; i++)
+                    v16_store(to + i * PANEL, v16_mul(wide[i], scale));
+            }
+        }
+    }
+}
+
 static void widen_strip(const task *t, int panel, int panels, int k0, int steps)
 {
+    if (t->p->m->format == NUM_F8_E4M3) {
+        widen_strip_f8(t, panel, panels, k0, steps);
+        return;
+    }
     const size_t K = (size_t)t->p->a->K;
     const bool half = t->p->m->format == NUM_F16;
     for (int j = 0; j < panels; j++) {
-        const uint16_t *w = t->w + ((size_t)(panel + j) * K + (size_t)k0) * PANEL;
+        const uint16_t *w = (const uint16_t *)t->w + ((size_t)(panel + j) * K + (size_t)k0) * PANEL;
         float *to = t->s->w + (size_t)j * STEPS * PANEL;
         for (int k = 0; k < steps; k++)
             v16_store(to + k * PANEL, half ? widen(w + k * PANEL, true) : widen(w + k * PANEL, false));
@@ -169,7 +264,7 @@ static void run_tasks(void *ctx, int64_t begin, int64_t end, int worker)
         t.rows = first + tile_cut(rows, blocks, block + 1) - t.row;
         t.panel_end = t.panel + RANGE < p->panels ? t.panel + RANGE : p->panels;
         if (t.rows <= FEW)
-            few[t.rows - 1][p->m->format == NUM_F16](&t);
+            few[t.rows - 1][p->m->format](&t);
         else
             run_many(&t);
     }

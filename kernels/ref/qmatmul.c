@@ -56,12 +56,12 @@ static void block_rows(const qmatmul_args *a, const qmatrix *m, int g, size_t r)
     }
 }
 
-static void plain_rows(const qmatmul_args *a, const qmatrix *m, int g, size_t r)
+static void chain_rows(const qmatmul_args *a, const qmatrix *m, int g, size_t r)
 {
     for (int n = 0; n < m->N; n++) {
         float *y = m->y + r * m->ldy + (size_t)n;
         for (int k = 0; k < a->K; k++)
-            *y = fmaf(a->x[r * a->ldx + (size_t)k], qpanel_element(m->w[g], m->format, n, k, a->K), *y);
+            *y = fmaf(a->x[r * a->ldx + (size_t)k], qpanel_element(m->w[g], m->format, n, k, m->N, a->K), *y);
     }
 }
 
@@ -75,10 +75,10 @@ moe_err qmatmul_ref(const qmatmul_args *a, moe_stream *s)
             for (size_t r = (size_t)a->offset[g]; r < (size_t)a->offset[g + 1]; r++) {
                 for (int n = 0; n < m->N && !a->accumulate; n++)
                     m->y[r * m->ldy + (size_t)n] = 0.0f;
-                if (qpanel_about(m->format).data != 0)
-                    block_rows(a, m, g, r);
+                if (qpanel_chained(m->format))
+                    chain_rows(a, m, g, r);
                 else
-                    plain_rows(a, m, g, r);
+                    block_rows(a, m, g, r);
             }
     }
     return MOE_OK;

@@ -7,6 +7,7 @@
 #include "engine/base/pool.h"
 #include "kernels/half.h"
 #include "kernels/numfmt.h"
+#include "tests/kernels/numfmt_e4m3.h"
 #include "tests/kernels/numfmt_gguf.h"
 
 enum { INPUTS = sizeof gguf_input / sizeof *gguf_input };
@@ -145,6 +146,47 @@ Test(numfmt, q4_k_is_closer_than_the_formats_of_its_size)
     numfmt_to_f32(back, stored, NUM_Q4_K, 256);
     for (int i = 0; i < 256; i++)
         cr_assert_eq(back[i], spread[i], "number %d: got %g, expected %g", i, (double)back[i], (double)spread[i]);
+}
+
+Test(numfmt, every_e4m3_is_torchs)
+{
+    moe_float_setup();
+    for (int code = 0; code < 256; code++) {
+        const float x = e4m3_to_float((uint8_t)code);
+        if ((code & 127) == 127)
+            cr_assert((float_bits(x) & 0x7fffffff) > 0x7f800000 && (float_bits(torch_e4m3[code]) & 0x7fffffff) > 0x7f800000);
+        else
+            cr_assert_eq(float_bits(x), float_bits(torch_e4m3[code]), "%02x: got %a, torch %a", code, (double)x, (double)torch_e4m3[code]);
+    }
+}
+
+Test(numfmt, numbers_become_torchs_e4m3)
+{
+    moe_float_setup();
+    for (size_t i = 0; i < sizeof torch_to_e4m3 / sizeof *torch_to_e4m3; i++) {
+        const uint8_t code = e4m3_from_float(bits_float(torch_to_e4m3[i].bits));
+        cr_assert_eq(code, torch_to_e4m3[i].code, "%a: got %02x, torch %02x", (double)bits_float(torch_to_e4m3[i].bits), code, torch_to_e4m3[i].code);
+    }
+}
+
+/* The largest magnitude of a block is 448 scales; the others are the nearest there are. */
+Test(numfmt, f8_rows_there_and_back)
+{
+    float x[384], back[384];
+    uint8_t row[3 * 132];
+    for (int i = 0; i < 384; i++)
+        x[i] = i < 256 ? (float)((i * 37) % 113 - 56) * (i < 128 ? 0.031f : 1e-9f) : 0.0f;
+    numfmt_from_f32(row, x, NUM_F8_E4M3, 384);
+    numfmt_to_f32(back, row, NUM_F8_E4M3, 384);
+    for (int b = 0; b < 3; b++) {
+        float scale;
+        memcpy(&scale, row + 132 * b, sizeof scale);
+        for (int i = 128 * b; i < 128 * (b + 1); i++) {
+            const float least = 0x1p-10f * scale, off = back[i] > x[i] ? back[i] - x[i] : x[i] - back[i], size = x[i] < 0 ? -x[i] : x[i];
+            cr_assert(off <= size * 0x1.01p-4f || off <= least * 1.01f, "%d: %g became %g", i, (double)x[i], (double)back[i]);
+        }
+        cr_assert_eq(scale, b == 0 ? 56 * 0.031f / 448 : b == 1 ? 56 * 1e-9f / 448 : 0.0f, "scale %d: %g", b, (double)scale);
+    }
 }
 
 Test(numfmt, an_unknown_name_is_not_found)

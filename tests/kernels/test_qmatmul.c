@@ -32,6 +32,13 @@ static uint8_t *rows_new(numfmt f, int64_t N, int64_t K, uint64_t seed)
         rows[i] = (uint8_t)test_bits(seed, i);
     for (size_t b = 0; b < bytes / (size_t)about->bytes; b++) {
         uint8_t *block = rows + b * (size_t)about->bytes;
+        if (f == NUM_F8_E4M3) {
+            const float d = b % 11 == 0 ? 0.0f : (float)(1 + test_bits(seed + 1, b) % 2001) * (b % 7 == 0 ? 1e-30f : 1e-5f);
+            memcpy(block, &d, sizeof d);
+            for (int i = 4; i < about->bytes; i++)
+                block[i] = (block[i] & 0x7f) == 0x7f ? 0x7e : block[i]; /* who makes panels refuses NaN */
+            continue;
+        }
         if (f == NUM_MXFP4)
             block[0] = (uint8_t)(110 + block[0] % 20);
         for (int h = 0; h < (qpanel_least(f) ? 2 : f == NUM_MXFP4 ? 0 : 1); h++) {
@@ -275,6 +282,57 @@ Test(qmatmul, f32_has_the_bits_of_matmul_forward)
     test_free(x), test_free(w), test_free(panels), test_free(want), test_free(got), free(packed);
 }
 
+/* The chain of the numbers that numfmt_to_f32 gives. */
+Test(qmatmul, f8_has_the_bits_of_f32)
+{
+    enum { R = 19, N = 37, K = 640 };
+    uint8_t *rows = rows_new(NUM_F8_E4M3, N, K, 21);
+    float *x = test_new_filled(R * K, 1), *w = test_new(N * K, false), *want = test_new(R * N, false), *got = test_new(R * N, false);
+    for (size_t n = 0; n < N; n++)
+        numfmt_to_f32(w + n * K, rows + n * numfmt_row_bytes(NUM_F8_E4M3, K), NUM_F8_E4M3, K);
+    void *packed[] = {panels_new(rows, NUM_F8_E4M3, N, K), panels_new((const uint8_t *)w, NUM_F32, N, K)};
+    const void *w8 = packed[0], *w32 = packed[1];
+    const int32_t offset[] = {0, R};
+    qmatmul_args q = {.M = 1, .x = x, .ldx = K, .offset = offset, .G = 1, .K = K};
+    q.mat[0] = (qmatrix){.y = want, .ldy = N, .w = &w32, .format = NUM_F32, .N = N};
+    cr_assert_eq(test_reference()->qmatmul(&q, test_stream()), MOE_OK);
+    q.mat[0] = (qmatrix){.y = got, .ldy = N, .w = &w8, .format = NUM_F8_E4M3, .N = N};
+    cr_assert_eq(test_reference()->qmatmul(&q, test_stream()), MOE_OK);
+    test_same("f8", got, want, R, N, N);
+    test_free(x), test_free(w), test_free(want), test_free(got), free(rows), free(packed[0]), free(packed[1]);
+}
+
+/* Every code in every place of a pair, with scales at the ends of fp32: the same bits everywhere, NaN's codes as 480. */
+static void every_code(const moe_backend *b, moe_stream *s, const char *where, void *ctx)
+{
+    enum { K = 256, N = 32, ROW = 2 * (4 + QEIGHT) };
+    static const float scales[] = {0, 1, 0x1p-140f, 0x1p-126f, 0x1p-110f, 0x1p100f, 0x1p119f, 3e-5f};
+    uint8_t rows[N * ROW];
+    static float x[K * K], y[K * N], want[K * N]; /* row k of x has a one at k: y[k, n] is number (n, k) */
+    const int32_t offset[] = {0, K};
+    (void)ctx;
+    for (int n = 0; n < N; n++)
+        for (int k = 0; k < K; k++) {
+            memcpy(rows + n * ROW + k / QEIGHT * (4 + QEIGHT), &scales[n % 8], 4);
+            rows[n * ROW + k / QEIGHT * (4 + QEIGHT) + 4 + k % QEIGHT] = (uint8_t)(k + n);
+        }
+    for (int k = 0; k < K; k++)
+        x[k * K + k] = 1;
+    void *panels = panels_new(rows, NUM_F8_E4M3, N, K);
+    const void *w = panels;
+    qmatmul_args q = {.M = 1, .x = x, .ldx = K, .offset = offset, .G = 1, .K = K};
+    q.mat[0] = (qmatrix){.y = want, .ldy = N, .w = &w, .format = NUM_F8_E4M3, .N = N};
+    cr_assert_eq(test_reference()->qmatmul(&q, test_stream()), MOE_OK);
+    q.mat[0].y = y;
+    cr_assert_eq(b->qmatmul(&q, s), MOE_OK);
+    test_same(where, y, want, K, N, N);
+    cr_assert_eq(want[(0x7f - 1) * N + 1], 480.0f);
+    cr_assert_eq(want[(0xff - 1) * N + 1], -480.0f);
+    free(panels);
+}
+
+Test(qmatmul, every_code_of_f8) { test_each_backend(every_code, NULL); }
+
 /* Against double: an activation is off by at most half a step, d / 2 of its block, and the chain rounds each of its K / 16 terms, which
  * together are below `size`. */
 Test(qmatmul, the_definition_is_the_product)
@@ -282,7 +340,7 @@ Test(qmatmul, the_definition_is_the_product)
     enum { R = 3, N = 20, K = 512 };
     for (int i = 0; i < NUM_FORMATS; i++) {
         product p = {.name = "double", .M = 1, .K = K, .format = {(numfmt)i}, .N = {N}};
-        const bool plain = numfmt_about((numfmt)i)->block == 1;
+        const bool plain = qpanel_chained((numfmt)i);
         set_rows(&p, 0, R);
         product_fill(&p);
         result got = run(&p, test_reference()->qmatmul, test_stream());
