@@ -10,6 +10,8 @@
 
 typedef enum model_stored {
     STORED_ROWS,    /* rows of `format`, as they are                                                                                       */
+    STORED_FP8,     /* DeepSeek: a code (E4M3) a number; an fp32 scale for 128 x 128 of them in a matrix of its own, [rows / 128, cols / 128]
+                       rounded up. `format` is NUM_F8_E4M3                                                                                 */
     STORED_MXFP4,   /* gpt-oss: 16 bytes for 32 numbers, number 2i in the low half of byte i, 2i + 1 in the high one; a byte of scale
                        (E8M0) for them in a matrix of its own [rows, cols / 32]. `format` is NUM_MXFP4                                     */
     STORED_COLUMNS, /* transposed: [cols, row_bytes], numbers of a plain format                                                            */
@@ -52,7 +54,8 @@ typedef struct model_source {
     int64_t cols, first;
     const uint8_t *stored, *scales; /* any alignment */
 } model_source;
-/* Rows [row, row + n) in at->format, one after the other; they are among those that were read. MOE_E_DATA where a scale is no number. */
+/* Rows [row, row + n) in at->format, one after the other; they are among those that were read. MOE_E_DATA where a scale or a code
+ * is no number, or a scale of FP8 is neither 0 nor from 2^-120 to 2^100. */
 moe_err model_rows(const model_source *s, int64_t row, int64_t n, void *out) MOE_MUST_CHECK;
 
 #endif

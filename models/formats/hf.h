@@ -13,7 +13,7 @@ moe_err hf_config_load(model_spec *out, const char *dir) MOE_MUST_CHECK;
 
 typedef struct hf_reader hf_reader;
 /* Opens every shard and checks that all tensors of the spec are there with the right shapes: experts as separate tensors or as fused
- * 3-D ones; dtypes F32, F16, BF16; gpt-oss' experts transposed, or as MXFP4 (U8 blocks and U8 scales). */
+ * 3-D ones; dtypes F32, F16, BF16, of matrices also F8_E4M3 with a scale for each 128 x 128 (.._scale_inv); gpt-oss' experts transposed, or as MXFP4 (U8 blocks and U8 scales). */
 moe_err hf_reader_open(hf_reader **out, const char *dir, const model_spec *spec) MOE_MUST_CHECK;
 void hf_reader_close(hf_reader *r);
 /* Where the numbers of one tensor lie; files are indices for hf_reader_path. */

@@ -263,6 +263,8 @@ static moe_err read_entry(json_reader *r, const model_family *f, model_value *va
         return read_rope(r, "rope_scaling", other);
     if (json_is(r, "layer_types"))
         return read_layer_types(r);
+    if (json_is(r, "quantization_config"))
+        return hf_read_quantization(r);
     for (int k = 0; k < NSPELLINGS; k++)
         if (SPELLINGS[k].object == NULL && json_is(r, SPELLINGS[k].name))
             return read_value(r, &SPELLINGS[k].key, &other[k]);

@@ -4,6 +4,7 @@
 
 #include "engine/base/text.h"
 #include "models/formats/hf.h"
+#include "models/formats/json_reader.h"
 
 #define HF_CONFIG "config.json"
 #define HF_SINGLE "model.safetensors"
@@ -16,6 +17,9 @@ moe_err hf_read_text(const char *path, size_t limit, char **text, size_t *bytes)
 
 /* hf_config_load on text; `name` is the file's, for messages. For tests and the fuzzer too. */
 moe_err hf_config_parse(model_spec *out, const char *text, size_t bytes, const char *name) MOE_MUST_CHECK;
+
+/* The value of quantization_config: null, or FP8 in blocks of 128 x 128, or MXFP4 (MOE_E_CONFIG). */
+moe_err hf_read_quantization(json_reader *r) MOE_MUST_CHECK;
 
 /* config.json of a spec; MOE_E_CONFIG when transformers has no class that computes it. */
 moe_err hf_config_text(text_buf *out, const model_spec *m, hf_dtype dtype) MOE_MUST_CHECK;

@@ -243,6 +243,20 @@ static moe_err resolve_mxfp4(const hf_reader *h, source *s)
     return check_dtype(safetensors_path(h->shard[s->scale_shard]), s->scales, "U8", d == ST_U8 || d == ST_F8_E8M0);
 }
 
+/* X.weight in E4M3 has X.weight_scale_inv, a scale for each 128 x 128 of its numbers (experts.gate_up_proj: experts.gate_up_proj_scale_inv). */
+static moe_err resolve_fp8(const hf_reader *h, source *s)
+{
+    hf_place *p = &s->place;
+    char name[sizeof p->name + 16];
+    int64_t shape[4];
+    p->stored = STORED_FP8;
+    for (int i = 0; i < p->dims; i++)
+        shape[i] = i < p->dims - 2 ? p->shape[i] : (p->shape[i] + 127) / 128;
+    snprintf(name, sizeof name, "%s_scale_inv", p->name);
+    TRY(find_scales(h, s, name, p->dims, shape));
+    return check_dtype(safetensors_path(h->shard[s->scale_shard]), s->scales, "F32", s->scales->dtype == ST_F32);
+}
+
 static moe_err resolve(const hf_reader *h, const tensor_info *info, source *out)
 {
     hf_place place[HF_PLACES];
@@ -260,7 +274,9 @@ static moe_err resolve(const hf_reader *h, const tensor_info *info, source *out)
     TRY(check_shape(path, out->t, place[i].dims, place[i].shape));
     if (place[i].stored == STORED_MXFP4)
         return resolve_mxfp4(h, out);
-    return check_dtype(path, out->t, "F32, F16 or BF16", is_plain((st_dtype)out->t->dtype));
+    if (place[i].stored == STORED_ROWS && info->layout != TENSOR_VECTOR && out->t->dtype == ST_F8_E4M3)
+        return resolve_fp8(h, out);
+    return check_dtype(path, out->t, info->layout == TENSOR_VECTOR ? "F32, F16 or BF16" : "F32, F16, BF16 or F8_E4M3", is_plain((st_dtype)out->t->dtype));
 }
 
 /* A tied model may carry its output projection once more: it must be the embedding. */
@@ -372,7 +388,24 @@ void hf_reader_close(hf_reader *h)
     free(h);
 }
 
-/* row_bytes, bytes and the scales of codes and of matrices that are stored across. */
+/* Of a matrix on its own, or of the expert's part of a fused one. */
+static moe_err locate_fp8(const hf_reader *h, const source *s, const tensor_info *info, model_extent *e)
+{
+    const hf_place *p = &s->place;
+    const int64_t R = p->shape[p->dims - 2], row = p->first / info->cols % R, blocks = (info->cols + 127) / 128;
+    if (row % 128 != 0) /* up behind gate */
+        return moe_fail(MOE_E_DATA, "%s: %s: its rows from %lld on are a matrix of their own: expected a multiple of 128, or some share their scales with others",
+                        safetensors_path(h->shard[s->shard]), s->t->name, (long long)row);
+    e->row_bytes = (size_t)info->cols;
+    e->bytes = (uint64_t)info->rows * e->row_bytes;
+    e->scale_file = s->scale_shard;
+    e->scale_row_bytes = (size_t)blocks * sizeof(float);
+    e->scale_offset = s->scales->begin + (uint64_t)(p->first / info->cols / R * ((R + 127) / 128) + row / 128) * e->scale_row_bytes;
+    e->scale_bytes = (uint64_t)(info->rows + 127) / 128 * e->scale_row_bytes;
+    return MOE_OK;
+}
+
+/* row_bytes, bytes and scales of what is put together from halves of bytes, or stored across. */
 static void locate_apart(const source *s, const tensor_info *info, model_extent *e)
 {
     if (e->stored == STORED_COLUMNS) {
@@ -394,13 +427,15 @@ moe_err hf_reader_locate(const hf_reader *h, const tensor_info *info, model_exte
     *out = (model_extent){0};
     TRY(resolve(h, info, &s));
     const st_dtype d = (st_dtype)s.t->dtype; /* resolve allows these only */
-    const numfmt format = s.place.stored == STORED_MXFP4 ? NUM_MXFP4 : d == ST_F32 ? NUM_F32 : d == ST_F16 ? NUM_F16 : NUM_BF16;
+    const numfmt format = s.place.stored == STORED_MXFP4 ? NUM_MXFP4 : s.place.stored == STORED_FP8 ? NUM_F8_E4M3 : d == ST_F32 ? NUM_F32 : d == ST_F16 ? NUM_F16 : NUM_BF16;
     TRY(model_rows_extent(out, safetensors_path(h->shard[s.shard]), info, format));
     out->file = s.shard;
     out->offset = s.t->begin + (uint64_t)s.place.first * st_dtype_bytes(d);
     out->stored = s.place.stored;
     out->row_step = s.place.row_step;
     out->row_first = s.place.row_first;
+    if (out->stored == STORED_FP8)
+        return locate_fp8(h, &s, info, out);
     if (!model_rows_plain(out))
         locate_apart(&s, info, out);
     return MOE_OK;
