@@ -6,7 +6,7 @@
 #include "engine/serve/model_commands.h"
 
 #define COUNT(a) (int)(sizeof(a) / sizeof *(a))
-#define FORMATS "q8_0|q5_1|q5_0|q4_k|q4_1|q4_0|mxfp4|bf16|f16|f32"
+#define FORMATS "q8_0|f8_e4m3|q5_1|q5_0|q4_k|q4_1|q4_0|mxfp4|bf16|f16|f32"
 
 typedef struct model_cli {
     const char *host_memory, *out, *experts, *dense;

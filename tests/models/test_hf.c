@@ -271,6 +271,9 @@ Test(hf, config_spellings)
     cr_assert(m.rope_theta == 5e5 && m.E == 64);
 }
 
+#define QUANTIZATION(value) "{\"model_type\": \"olmoe\", \"quantization_config\": " value "}"
+#define FP8(size) "{\"quant_method\": \"fp8\", \"weight_block_size\": " size "}"
+
 Test(hf, config_refused)
 {
     static const struct {
@@ -283,7 +286,17 @@ Test(hf, config_refused)
         {"{\"model_type\": \"qwen3_moe\"} x", "", MOE_E_DATA},
         {"{}", "no model_type", MOE_E_CONFIG},
         {"{\"model_type\": \"gpt2\"}", "model_type is \"gpt2\"", MOE_E_CONFIG},
-        {"{\"model_type\": \"olmoe\", \"quantization_config\": {}}", "quantization_config", MOE_E_CONFIG},
+        {QUANTIZATION("{}"), "quantization_config has no quant_method", MOE_E_CONFIG},
+        {QUANTIZATION("7"), "quantization_config is a number", MOE_E_CONFIG},
+        {QUANTIZATION("{\"quant_method\": \"awq\"}"), "quant_method is \"awq\": expected \"fp8\" or \"mxfp4\"", MOE_E_CONFIG},
+        {QUANTIZATION("{\"quant_method\": \"fp8\"}"), "no weight_block_size: expected [128, 128]", MOE_E_CONFIG},
+        {QUANTIZATION(FP8("[128, 64]")), "weight_block_size: expected [128, 128]", MOE_E_CONFIG},
+        {QUANTIZATION(FP8("[128]")), "weight_block_size: expected [128, 128]", MOE_E_CONFIG},
+        {QUANTIZATION(FP8("[128, 128, 128]")), "weight_block_size: expected [128, 128]", MOE_E_CONFIG},
+        {QUANTIZATION(FP8("null")), "weight_block_size: expected [128, 128]", MOE_E_CONFIG},
+        {QUANTIZATION(FP8("[128, 128], \"fmt\": \"e5m2\"")), "quantization_config.fmt: expected \"e4m3\"", MOE_E_CONFIG},
+        {QUANTIZATION(FP8("[128, 128], \"activation_scheme\": \"static\"")), "activation_scheme: expected \"dynamic\"", MOE_E_CONFIG},
+        {QUANTIZATION(FP8("[128, 128], \"bits\": 4")), "quantization_config.bits is not known", MOE_E_CONFIG},
         {"{\"model_type\": \"olmoe\", \"sliding_window\": 128}", "sliding_window", MOE_E_CONFIG},
         {"{\"model_type\": \"olmoe\", \"hidden_size\": \"2048\"}", "hidden_size is a string: expected a whole number",
          MOE_E_CONFIG},

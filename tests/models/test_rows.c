@@ -1,8 +1,10 @@
 /* Rows that are put together (models/rows.h): against the numbers they were stored from, one by one. Owns nothing beyond a test. One thread. */
 #include <criterion/criterion.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/half.h"
 #include "models/rows.h"
 
 static const float FP4[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
@@ -131,4 +133,79 @@ Test(rows, rows_as_they_are)
     cr_assert(model_rows_plain(&e));
     cr_assert_eq(model_rows(&s, 5, 2, rows), MOE_OK);
     cr_assert_eq(memcmp(rows, "ghijklmnopqr", 12), 0);
+}
+
+/* FP8: R rows of K codes, a scale for each 128 x 128. */
+typedef struct fp8 {
+    int R, K;
+    uint8_t *codes;
+    float *scales; /* [ceil(R / 128), K / 128] */
+    model_extent at;
+} fp8;
+
+static fp8 fp8_new(int R, int K)
+{
+    uint32_t seed = 11;
+    const int scales = (R + 127) / 128 * (K / 128);
+    fp8 x = {.R = R, .K = K, .codes = malloc((size_t)(R * K)), .scales = malloc((size_t)scales * sizeof(float))};
+    for (int i = 0; i < R * K; i++) {
+        const uint8_t code = any(&seed);
+        x.codes[i] = (code & 0x7f) == 0x7f ? 0x7e : code;
+    }
+    for (int i = 0; i < scales; i++)
+        x.scales[i] = i % 5 == 3 ? 0.0f : 1e-4f * (float)(1 + any(&seed));
+    x.at = (model_extent){.bytes = (uint64_t)(R * K), .row_bytes = (size_t)K, .format = NUM_F8_E4M3, .stored = STORED_FP8, .row_step = 1,
+                          .scale_bytes = (uint64_t)scales * sizeof(float), .scale_row_bytes = (size_t)K / 128 * sizeof(float)};
+    return x;
+}
+
+static void fp8_free(fp8 *x) { free(x->codes), free(x->scales); }
+
+static void check_fp8(const fp8 *x, int first, int n, int skip)
+{
+    const model_span span = model_rows_span(&x->at, first, n), scales = model_scales_span(&x->at, first, n);
+    const size_t length = numfmt_row_bytes(NUM_F8_E4M3, x->K);
+    uint8_t *stored = malloc(span.bytes), *scale = malloc(scales.bytes), *rows = malloc((size_t)n * length); /* no byte more than was asked for */
+    float *got = malloc((size_t)x->K * sizeof *got);
+    memcpy(stored, x->codes + span.at, span.bytes), memcpy(scale, (const uint8_t *)x->scales + scales.at, scales.bytes);
+    const model_source s = {.at = &x->at, .path = "file", .name = "tensor", .cols = x->K, .first = first, .stored = stored, .scales = scale};
+    cr_assert_eq(model_rows(&s, first + skip, n - skip, rows), MOE_OK, "%s", moe_error_text());
+    for (int r = first + skip; r < first + n; r++) {
+        numfmt_to_f32(got, rows + (size_t)(r - first - skip) * length, NUM_F8_E4M3, x->K);
+        for (int k = 0; k < x->K; k++)
+            cr_assert_eq(got[k], e4m3_to_float(x->codes[r * x->K + k]) * x->scales[r / 128 * (x->K / 128) + k / 128], "[%d, %d]: got %g", r, k, (double)got[k]);
+    }
+    free(stored), free(scale), free(rows), free(got);
+}
+
+Test(rows, fp8_with_a_scale_for_each_block)
+{
+    fp8 x = fp8_new(300, 384);
+    check_fp8(&x, 0, 300, 0), check_fp8(&x, 112, 32, 0), check_fp8(&x, 112, 32, 16), check_fp8(&x, 256, 44, 3), check_fp8(&x, 128, 128, 127);
+    cr_assert_eq(model_scales_span(&x.at, 127, 1).bytes, 12);
+    cr_assert_eq(model_scales_span(&x.at, 127, 2).bytes, 24);
+    cr_assert_eq(model_scales_span(&x.at, 299, 1).at, 24);
+    fp8_free(&x);
+}
+
+Test(rows, fp8_that_is_no_number_is_refused)
+{
+    static const float wrong[] = {NAN, -NAN, INFINITY, -INFINITY, -1.0f, 0x1p-121f, 0x1.8p100f, 1e-45f}, right[] = {0.0f, -0.0f, 0x1p-120f, 0x1p100f};
+    fp8 x = fp8_new(200, 256);
+    uint8_t rows[4 * 264];
+    const model_source s = {.at = &x.at, .path = "file", .name = "tensor", .cols = 256, .stored = x.codes, .scales = (const uint8_t *)x.scales};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        x.scales[3] = wrong[i];
+        cr_assert_eq(model_rows(&s, 124, 4, rows), MOE_OK);
+        cr_assert_eq(model_rows(&s, 125, 4, rows), MOE_E_DATA, "%g", (double)wrong[i]);
+        cr_assert_not_null(strstr(moe_error_text(), "file: tensor: the scale of rows 128 to 255, columns 128 to 255 is "), "%s", moe_error_text());
+    }
+    for (size_t i = 0; i < sizeof right / sizeof *right; i++) {
+        x.scales[3] = right[i];
+        cr_assert_eq(model_rows(&s, 125, 4, rows), MOE_OK, "%g: %s", (double)right[i], moe_error_text());
+    }
+    x.codes[130 * 256 + 201] = 0xff;
+    cr_assert_eq(model_rows(&s, 127, 4, rows), MOE_E_DATA);
+    cr_assert_str_eq(moe_error_text(), "file: tensor[130, 201] is not a number (code 0xff of E4M3)");
+    fp8_free(&x);
 }
