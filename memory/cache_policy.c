@@ -12,6 +12,8 @@
 /* lfu: what a pass leaves of a hit (half after 16), and the hits from which an expert counts as hot. */
 #define LFU_FADE 0.957603281f
 #define LFU_HOT  2.0f
+/* Choices of more than this part of a layer are a scan, not a preference. */
+#define SCAN 0.75f
 
 static void lru_touch(cache_policy *p, expert_id id) { p->key[id] = -(double)p->uses; }
 
@@ -42,7 +44,7 @@ static void lfu_touch(cache_policy *p, expert_id id)
 }
 
 static const policy_kind kinds[] = {
-    {.name = "learned", .by_layer = true, .choose = chances_choose},
+    {.name = "learned", .by_layer = true, .choose = chances_choose, .tokens = chances_tokens},
     {.name = "lru", .touch = lru_touch},
     {.name = "lfu", .choose = lfu_choose, .touch = lfu_touch},
 };
@@ -126,6 +128,14 @@ void cache_policy_choose(cache_policy *p, int layer, const int32_t *expert, int 
         p->kind->choose(p, layer, expert, n);
     for (int i = 0; p->kind->by_layer && i < n; i++)
         cache_policy_set_due(p, first + (expert_id)expert[i], true);
+}
+
+bool cache_policy_is_scan(const cache_policy *p, int n) { return (float)n > SCAN * (float)p->experts; }
+
+void cache_policy_tokens(cache_policy *p, int layer, const int32_t *ids, int64_t T, int K)
+{
+    if (p->kind->tokens != NULL)
+        p->kind->tokens(p, layer, ids, T, K);
 }
 
 static void key_changed(cache_policy *p, expert_id id) { p->best[id / (expert_id)p->experts] = BEST_STALE; }

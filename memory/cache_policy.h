@@ -11,7 +11,8 @@
  *            learned while running from every choice of every layer, resident or not: a router that repeats itself turns it into
  *            least-recently-used, one with favourites into least-frequently-used. (That the wait decides is Belady's rule with the
  *            expectation for the truth; mixing recency and frequency by what is observed: ARC, LeCaR, CACHEUS.)
- *            A pass that chooses nearly the whole layer says nothing of chances: then only the way decides, which is right for a scan. */
+ *            A pass of many tokens that chooses nearly the whole layer says nothing of chances; its single tokens do (cache_policy_tokens), so
+ *            that a prompt leaves behind what its text will go on to need. Where nobody tells of them only the way decides, right for a scan. */
 #ifndef MOE_MEMORY_CACHE_POLICY_H
 #define MOE_MEMORY_CACHE_POLICY_H
 
@@ -38,6 +39,10 @@ void cache_policy_close(cache_policy *p); /* NULL: no-op */
 /* The computation is at a layer and has chosen these (ascending, each once): chances are learned; what was due in this layer is due no more, what
  * is chosen becomes due where the policy looks at whole layers (learned). Each of them is touched afterwards. */
 void cache_policy_choose(cache_policy *p, int layer, const int32_t *expert, int n);
+/* So many of a layer's experts are nearly the whole of it: the choice says nothing of chances, only what single tokens chose does. */
+bool cache_policy_is_scan(const cache_policy *p, int n);
+/* Before the choose of such a pass: ids [T, K], what each of its tokens chose. The last ones are learned from as if each were a pass. */
+void cache_policy_tokens(cache_policy *p, int layer, const int32_t *ids, int64_t T, int K);
 /* It is used: now it is the most recent, and not due any more. */
 void cache_policy_touch(cache_policy *p, expert_id id);
 /* Due: wanted soon for certain. Never the victim unless that is asked for. */

@@ -13,8 +13,8 @@
 #define PRIOR      4.0f /* passes that every expert is taken to have seen at the layer's mean */
 #define STEP       0.05f
 #define CHANCE_MIN 1e-3f
-/* Choices of more than this part of a layer are a scan, not a preference. */
-#define SCAN 0.75f
+/* Tokens of a scan that are learned from: 128 passes settle the rates within a tenth, at half a millisecond a layer of 128 experts. */
+enum { SCAN_TOKENS = 128 };
 
 /* 2^(-1/4), 2^(-1/32), 2^(-1/256): half is forgotten after so many passes. */
 static const float fade[RATES] = {0.840896415f, 0.978572062f, 0.997296056f};
@@ -127,20 +127,38 @@ static void count_choice(cache_policy *p, int layer, int n)
     }
 }
 
-void chances_choose(cache_policy *p, int layer, const int32_t *expert, int n)
+/* The choice of one pass becomes part of what is known; keys are left to the caller. */
+static void learn(cache_policy *p, int layer, const int32_t *expert, int n)
 {
-    chances *c = &p->learned;
-    if ((float)n > SCAN * (float)p->experts)
-        return;
     for (int i = 0; i < n; i++)
         p->chosen[expert[i]] = 1;
-    if (c->passes[layer] > 0)
+    if (p->learned.passes[layer] > 0)
         learn_weights(p, layer, n);
     count_choice(p, layer, n);
+    for (int i = 0; i < n; i++)
+        p->chosen[expert[i]] = 0;
+}
+
+static void update_keys(cache_policy *p, int layer)
+{
+    const chances *c = &p->learned;
     const size_t first = (size_t)layer * (size_t)p->experts;
     for (size_t id = first; id < first + (size_t)p->experts; id++)
         p->key[id] = (double)odds_against(c, c->feature + id * (FEATURES - 1));
     p->best[layer] = BEST_STALE;
-    for (int i = 0; i < n; i++)
-        p->chosen[expert[i]] = 0;
+}
+
+void chances_choose(cache_policy *p, int layer, const int32_t *expert, int n)
+{
+    if (cache_policy_is_scan(p, n))
+        return;
+    learn(p, layer, expert, n);
+    update_keys(p, layer);
+}
+
+void chances_tokens(cache_policy *p, int layer, const int32_t *ids, int64_t T, int K)
+{
+    for (int64_t t = T > SCAN_TOKENS ? T - SCAN_TOKENS : 0; t < T; t++)
+        learn(p, layer, ids + t * K, K);
+    update_keys(p, layer);
 }

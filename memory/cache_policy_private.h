@@ -23,6 +23,7 @@ typedef struct policy_kind {
     bool by_layer; /* the way to the layer counts; chosen ones are due before they are touched */
     void (*choose)(cache_policy *p, int layer, const int32_t *expert, int n); /* NULL: nothing */
     void (*touch)(cache_policy *p, expert_id id);                             /* NULL: nothing */
+    void (*tokens)(cache_policy *p, int layer, const int32_t *ids, int64_t T, int K); /* NULL: nothing */
 } policy_kind;
 
 struct cache_policy {
@@ -45,5 +46,6 @@ enum { BEST_NONE = -1, BEST_STALE = -2 };
 size_t chances_layout(chances *c, char *base, int layers, int experts);
 void chances_begin(cache_policy *p);
 void chances_choose(cache_policy *p, int layer, const int32_t *expert, int n);
+void chances_tokens(cache_policy *p, int layer, const int32_t *ids, int64_t T, int K);
 
 #endif

@@ -70,6 +70,19 @@ moe_err expert_cache_choose(expert_cache *c, int layer, const int32_t *experts, 
     return MOE_OK;
 }
 
+moe_err expert_cache_tokens(expert_cache *c, int layer, const int32_t *ids, int64_t T, int K, int n)
+{
+    if (!cache_policy_is_scan(c->policy, n))
+        return MOE_OK;
+    if (layer < 0 || layer >= c->c.layers)
+        return moe_fail(MOE_E_DATA, "expert cache: layer %d; expected 0 .. %d", layer, c->c.layers - 1);
+    for (int64_t i = 0; i < T * K; i++)
+        if (ids[i] < 0 || ids[i] >= c->c.experts)
+            return moe_fail(MOE_E_DATA, "expert cache: expert %d of layer %d; expected 0 .. %d", ids[i], layer, c->c.experts - 1);
+    cache_policy_tokens(c->policy, layer, ids, T, K);
+    return MOE_OK;
+}
+
 void expert_cache_ahead(expert_cache *c, int layer, const int32_t *experts, int n)
 {
     if (check_choice(c, layer, experts, n) != MOE_OK)

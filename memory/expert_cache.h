@@ -48,6 +48,9 @@ void expert_cache_close(expert_cache *c); /* waits for what is in flight, not fo
 /* The computation is at a layer and has chosen these experts (its union over the batch, ascending): counts the accesses, starts
  * the reads that are missing, as many as have room. */
 moe_err expert_cache_choose(expert_cache *c, int layer, const int32_t *experts, int n) MOE_MUST_CHECK;
+/* Before the choose of a step of many tokens: ids [T, K], what each of them chose in this layer, n different ones. The policy learns from
+ * it where the union says nothing because it is nearly the whole layer. MOE_E_DATA: no such expert. */
+moe_err expert_cache_tokens(expert_cache *c, int layer, const int32_t *ids, int64_t T, int K, int n) MOE_MUST_CHECK;
 /* Reads that will be wanted later (predicted, or the next layers of the ring): started after everything that was chosen. Only a hint. */
 void expert_cache_ahead(expert_cache *c, int layer, const int32_t *experts, int n);
 

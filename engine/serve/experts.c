@@ -184,6 +184,7 @@ moe_err serve_experts(serve *s, const serve_layer *l, serve_span *span, int64_t 
     TRY(route(s, l, T));
     follow_the_living(s, T);
     TRY(dispatch(s, T, &n));
+    TRY(expert_cache_tokens(s->cache, l->moe, w->ids, T, s->spec->K, n));
     TRY(expert_cache_choose(s->cache, l->moe, w->union_of, n));
     for (int i = 0; i < n; i++)
         w->wanted_id[i] = (expert_id)l->moe * (expert_id)s->spec->E + (expert_id)w->union_of[i];

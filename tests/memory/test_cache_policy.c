@@ -195,6 +195,29 @@ Test(cache_policy, learned_gives_up_the_layer_just_passed_in_a_scan)
     cache_policy_close(p);
 }
 
+/* A prompt chooses every expert, but most of its tokens want one of them: that one stays for the text behind it. */
+Test(cache_policy, learned_keeps_what_the_tokens_of_a_scan_chose_most)
+{
+    enum { TOKENS = 200 };
+    cache_policy *p = opened(NULL, 1, E);
+    const int32_t all[E] = {0, 1, 2, 3, 4};
+    int32_t ids[TOKENS];
+    uint32_t x = 5;
+    cr_assert(cache_policy_is_scan(p, E) && !cache_policy_is_scan(p, E / 2));
+    for (int i = 0; i < TOKENS; i++)
+        ids[i] = i % 3 != 0 ? 2 : (int32_t)draw(&x, E);
+    cache_policy_tokens(p, 0, ids, TOKENS, 1);
+    pass(p, 0, all, E);
+    for (expert_id id = 0; id < E; id++)
+        cache_policy_enter(p, id);
+    for (int i = 0; i < E - 1; i++) {
+        const expert_id v = victim(p);
+        cr_expect_neq(v, 2, "the favourite goes after %d others", i);
+        cache_policy_leave(p, v);
+    }
+    cache_policy_close(p);
+}
+
 Test(cache_policy, what_is_due_goes_last)
 {
     cache_policy *p = opened(NULL, 2, E);
