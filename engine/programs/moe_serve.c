@@ -118,7 +118,7 @@ static moe_err run_generate(const void *args, const cli_words *words)
 typedef struct bench_cli {
     machine_cli machine;
     const char *streams;
-    int64_t prefill, decode;
+    int64_t warmup, prefill, decode, seed;
     bool json;
 } bench_cli;
 
@@ -129,6 +129,10 @@ static const cli_option bench_cli_options[] = {
      .help = "tokens that each stream generates; 0: none"},
     {.name = "streams", .kind = CLI_STRING, .offset = offsetof(bench_cli, streams), .value = "N,N...", .fallback = "1,8",
      .help = "how many streams together"},
+    {.name = "warmup", .kind = CLI_INT, .offset = offsetof(bench_cli, warmup), .value = "N", .fallback = "0", .min = 0, .max = 1e6,
+     .help = "tokens of another prompt that is computed first and not measured; 0: the first figure is cold"},
+    {.name = "seed", .kind = CLI_INT, .offset = offsetof(bench_cli, seed), .value = "N", .fallback = "0", .min = 0, .max = 65535,
+     .help = "which pseudo-random prompts"},
     MACHINE_OPTIONS(bench_cli),
     {.name = "json", .kind = CLI_FLAG, .offset = offsetof(bench_cli, json), .group = "Output", .help = "one JSON object"},
 };
@@ -151,7 +155,7 @@ static moe_err parse_streams(bench_options *o, const char *text)
 static moe_err run_bench(const void *args, const cli_words *words)
 {
     const bench_cli *a = args;
-    bench_options o = {.prefill = a->prefill, .decode = a->decode, .json = a->json};
+    bench_options o = {.warmup = a->warmup, .prefill = a->prefill, .decode = a->decode, .seed = (uint64_t)a->seed, .json = a->json};
     TRY(machine_options(&o.session, words->word[0], &a->machine));
     TRY(parse_streams(&o, a->streams));
     return command_bench(&o, stdout);

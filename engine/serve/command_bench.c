@@ -9,7 +9,8 @@
 #include "memory/budget.h"
 
 enum {
-    BENCH_PROMPT = 64,  /* tokens before the first that is decoded     */
+    BENCH_PROMPT = 64,       /* tokens before the first that is decoded */
+    BENCH_WARMUP = 0xffffff, /* number of the prompt that warms up      */
 };
 
 /* What happened between two looks at the engine. */
@@ -32,9 +33,9 @@ typedef struct bench {
     phase prefill, decode[BENCH_STREAMS];
 } bench;
 
-static int32_t random_token(const bench *b, uint64_t n)
+static int32_t random_token(const bench *b, uint64_t prompt, uint64_t i)
 {
-    uint64_t x = (n + 1) * 0x9e3779b97f4a7c15u; /* splitmix64 */
+    uint64_t x = ((b->o->seed << 48 | prompt << 24 | i) + 1) * 0x9e3779b97f4a7c15u; /* splitmix64 */
     x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
     x = (x ^ x >> 27) * 0x94d049bb133111ebu;
     return (int32_t)((x ^ x >> 31) % (uint64_t)b->V);
@@ -76,32 +77,33 @@ static moe_err step(bench *b, int spans)
     return MOE_OK;
 }
 
-/* n tokens of one sequence in steps of BENCH_CHUNK; its next token goes to *next. */
-static moe_err feed(bench *b, int sequence, int64_t n, uint64_t seed, int32_t *next)
+/* n tokens of one sequence in steps of a chunk; its next token goes to *next. */
+static moe_err feed(bench *b, int sequence, int64_t n, uint64_t prompt, int32_t *next)
 {
-    for (int64_t at = 0; at < n; at += BENCH_CHUNK) {
+    const int chunk = b->s.config.chunk;
+    for (int64_t at = 0; at < n; at += chunk) {
         const int64_t left = n - at;
-        b->span[0] = (serve_span){.sequence = sequence, .token = b->token, .n = left < BENCH_CHUNK ? (int)left : BENCH_CHUNK,
-                                  .want = left <= BENCH_CHUNK ? SERVE_LAST : SERVE_NONE};
+        b->span[0] = (serve_span){.sequence = sequence, .token = b->token, .n = left < chunk ? (int)left : chunk,
+                                  .want = left <= chunk ? SERVE_LAST : SERVE_NONE};
         for (int i = 0; i < b->span[0].n; i++)
-            b->token[i] = random_token(b, seed + (uint64_t)(at + i));
+            b->token[i] = random_token(b, prompt, (uint64_t)(at + i));
         TRY(step(b, 1));
     }
     *next = largest(b->logits, b->V);
     return MOE_OK;
 }
 
-static moe_err run_prefill(bench *b)
+static moe_err run_prefill(bench *b, phase *p, int64_t n, uint64_t prompt)
 {
     int sequence;
     int32_t next;
     const expert_cache_stats before = cache_now(b);
     const double began = moe_seconds();
-    b->prefill.streams = 1;
-    b->prefill.tokens = b->o->prefill;
+    p->streams = 1;
+    p->tokens = n;
     TRY(serve_sequence_begin(b->s.serve, &sequence));
-    TRY(feed(b, sequence, b->o->prefill, 0, &next));
-    phase_end(b, &b->prefill, began, &before);
+    TRY(feed(b, sequence, n, prompt, &next));
+    phase_end(b, p, began, &before);
     serve_sequence_end(b->s.serve, sequence);
     return MOE_OK;
 }
@@ -112,7 +114,7 @@ static moe_err run_decode(bench *b, phase *p, int streams)
     p->streams = streams;
     for (int i = 0; i < streams; i++) {
         TRY(serve_sequence_begin(b->s.serve, &sequence[i]));
-        TRY(feed(b, sequence[i], BENCH_PROMPT, (uint64_t)(i + 1) << 32 | (uint64_t)streams << 20, &b->next[i]));
+        TRY(feed(b, sequence[i], BENCH_PROMPT, (uint64_t)streams << 8 | (uint64_t)i, &b->next[i]));
     }
     const expert_cache_stats before = cache_now(b);
     const double began = moe_seconds();
@@ -196,9 +198,10 @@ static void print_table(const bench *b, FILE *out)
 static moe_err check(const bench_options *o, int *most)
 {
     *most = 1;
-    if (o->prefill < 0 || o->decode < 0 || o->prefill > 1 << 24 || o->decode > 1 << 24)
-        return moe_fail(MOE_E_USAGE, "bench: %lld tokens of prefill, %lld of decode; expected 0 to %d", (long long)o->prefill,
-                        (long long)o->decode, 1 << 24);
+    const int64_t n[] = {o->warmup, o->prefill, o->decode};
+    for (int i = 0; i < 3; i++)
+        if (n[i] < 0 || n[i] > 1 << 24)
+            return moe_fail(MOE_E_USAGE, "bench: %lld tokens; expected 0 to %d", (long long)n[i], 1 << 24);
     for (int i = 0; i < o->nstreams; i++) {
         if (o->streams[i] < 1 || o->streams[i] > BENCH_CHUNK)
             return moe_fail(MOE_E_USAGE, "bench: %d streams; expected 1 to %d", o->streams[i], (int)BENCH_CHUNK);
@@ -209,8 +212,11 @@ static moe_err check(const bench_options *o, int *most)
 
 static moe_err run(bench *b)
 {
+    phase unmeasured;
+    if (b->o->warmup > 0)
+        TRY(run_prefill(b, &unmeasured, b->o->warmup, BENCH_WARMUP));
     if (b->o->prefill > 0)
-        TRY(run_prefill(b));
+        TRY(run_prefill(b, &b->prefill, b->o->prefill, 0));
     for (int i = 0; i < b->o->nstreams && b->o->decode > 0; i++)
         TRY(run_decode(b, &b->decode[i], b->o->streams[i]));
     return MOE_OK;
@@ -225,11 +231,13 @@ moe_err command_bench(const bench_options *o, FILE *out)
     TRY(check(o, &b.streams));
     const int64_t decoded = BENCH_PROMPT + o->decode;
     so.sequences = b.streams;
-    so.chunk = BENCH_CHUNK;
     so.context = o->prefill > decoded ? o->prefill : decoded;
+    so.context = o->warmup > so.context ? o->warmup : so.context;
+    so.chunk = so.context < BENCH_CHUNK ? (int)so.context : BENCH_CHUNK;
+    so.chunk = b.streams > so.chunk ? b.streams : so.chunk;
     TRY(session_open(&b.s, &so));
     b.V = model_spec_of(b.s.model)->V;
-    b.token = calloc(BENCH_CHUNK, sizeof *b.token);
+    b.token = calloc((size_t)so.chunk, sizeof *b.token);
     b.span = calloc((size_t)b.streams, sizeof *b.span);
     b.next = calloc((size_t)b.streams, sizeof *b.next);
     if (b.token == NULL || b.span == NULL || b.next == NULL)

@@ -15,12 +15,14 @@ enum { BENCH_STREAMS = 16, BENCH_CHUNK = 512 /* tokens of a step at most, and so
 
 typedef struct bench_options {
     session_options session; /* sequences, chunk and context are set here */
-    int64_t prefill, decode; /* tokens                                    */
+    int64_t warmup, prefill, decode; /* tokens                            */
+    uint64_t seed;
     int streams[BENCH_STREAMS], nstreams;
     bool json;
 } bench_options;
 
-/* Ready, prefill of one sequence, decode of each number of streams: tokens per second, what the experts' cache did, how long it waited. */
+/* Token i of prompt p: (splitmix64 of seed << 48 | p << 24 | i) modulo V; p is 0 for prefill, 2^24 - 1 for the warm-up, else
+ * streams << 8 | number of the stream. Ready, prefill of one sequence, decode of each number of streams: tokens per second, what the experts' cache did, how long it waited. */
 moe_err command_bench(const bench_options *o, FILE *out) MOE_MUST_CHECK;
 
 #endif
