@@ -11,10 +11,8 @@ import argparse
 import json
 import pathlib
 import re
-import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "train"))
-import common as c
+import measure as c
 
 ORDER = ("peers", "peers-tiny", "peers-small", "peers-fine", "limit-small", "limit-big", "kernels", "store", "checkpoint", "size", "learning")
 EXPERT_PRODUCTS = ("forward", "dx", "dw")

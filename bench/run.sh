@@ -30,7 +30,7 @@ build=$(realpath "$build")
 scratch=${scratch:-$build/bench-scratch}
 results=$here/results
 [ -z "$quick" ] || results=$build/bench-quick
-export BENCH_RESULTS=$results # read by train/common.py
+export BENCH_RESULTS=$results # read by measure.py
 mkdir -p "$scratch" "$results" || exit 73
 scratch=$(realpath "$scratch")
 [ -x "$build/bin/moe-train" ] || { echo "run.sh: $build/bin/moe-train is not there; build first: make" >&2; exit 66; }
