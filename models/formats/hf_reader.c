@@ -1,38 +1,22 @@
-/* Owns the open files of a Hugging Face folder and finds each tensor of a spec in them. Does not know the layouts' reasons
- * (spec.h) nor the file format (safetensors.h).
+/* Finds each tensor of a spec in the files of a Hugging Face folder (hf_files.h), with its scales, and reads it as fp32. Does not know the layouts'
+ * reasons (spec.h), nor how rows are put together (rows.h).
  * Threads: hf_reader_read is thread-safe.
  * Rule: after open every tensor of the spec is there with the right shape, and nothing else is. */
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "kernels/matmul.h"
+#include "models/formats/hf_files.h"
 #include "models/formats/hf_private.h"
-#include "models/formats/json_reader.h"
 #include "models/formats/model_private.h"
-#include "models/formats/safetensors.h"
 
-enum {
-    CHUNK_FLOATS = 1 << 18, /* 1 MiB of fp32 in flight per tensor */
-    MAX_SHARDS = 4096
-};
-
-typedef struct index_entry {
-    const char *name, *file;
-    int shard;
-} index_entry;
+enum { CHUNK_FLOATS = 1 << 18 /* 1 MiB of fp32 in flight per tensor */ };
 
 struct hf_reader {
-    char *dir;
+    hf_files f;
     model_spec spec;
-    safetensors **shard; /* [shards] */
-    uint8_t **used;      /* [shards][count]: the tensor belongs to the spec; only during open */
-    int shards;
-    index_entry *index; /* [entries] by name; NULL for a single file */
-    int64_t entries;
-    char *names; /* of the index */
+    uint8_t **used; /* [shards][count]: the tensor belongs to the spec; only during open */
 };
 
 /* Where a tensor's numbers are: all of a file's tensor, or a part of a fused one; and their scales, where those are another tensor. */
@@ -41,164 +25,6 @@ typedef struct source {
     const st_tensor *t, *scales; /* scales NULL: none */
     hf_place place;
 } source;
-
-static int entry_by_name(const void *a, const void *b)
-{
-    return strcmp(((const index_entry *)a)->name, ((const index_entry *)b)->name);
-}
-
-static int entry_by_file(const void *a, const void *b)
-{
-    return strcmp(((const index_entry *)a)->file, ((const index_entry *)b)->file);
-}
-
-/* A file's name, not a path: it stays inside the folder. */
-static bool is_plain_name(const char *file)
-{
-    const size_t n = strlen(file), suffix = strlen(".safetensors");
-    return n > suffix && n < 256 && file[0] != '.' && strchr(file, '/') == NULL && strcmp(file + n - suffix, ".safetensors") == 0;
-}
-
-static char *keep(const json_reader *r, char **free_names)
-{
-    char *at = *free_names;
-    const size_t n = json_decode(r, at);
-    at[n] = '\0';
-    *free_names += n + 1;
-    return at;
-}
-
-/* weight_map: {"tensor": "file", ...}. Names are kept in one block as long as the text (quotes and colon leave room for the
- * NULs). */
-static moe_err read_weight_map(hf_reader *h, json_reader *r, char **free_names)
-{
-    int64_t capacity = 0;
-    TRY(json_expect(r, JSON_OBJECT));
-    for (json_event e;;) {
-        TRY(json_next(r, &e));
-        if (e == JSON_OBJECT_END)
-            return MOE_OK;
-        if (h->entries == capacity) {
-            capacity = capacity == 0 ? 256 : 2 * capacity;
-            index_entry *more = realloc(h->index, (size_t)capacity * sizeof *more);
-            if (more == NULL)
-                return moe_fail(MOE_E_OS, "out of memory for an index of %lld tensors", (long long)capacity);
-            h->index = more;
-        }
-        index_entry *x = &h->index[h->entries];
-        x->name = keep(r, free_names);
-        TRY(json_expect(r, JSON_STRING));
-        x->file = keep(r, free_names);
-        x->shard = -1;
-        if (!is_plain_name(x->file))
-            return json_fail(r, MOE_E_DATA, "\"%.100s\" is not the name of a .safetensors file in this folder", x->file);
-        h->entries++;
-    }
-}
-
-static moe_err read_index(hf_reader *h, const char *path)
-{
-    char *text = NULL;
-    size_t bytes;
-    bool seen = false;
-    json_reader r;
-    moe_err rc;
-    TRY(hf_read_text(path, ST_MAX_HEADER, &text, &bytes));
-    h->names = malloc(bytes + 2);
-    char *free_names = h->names;
-    if (h->names == NULL) {
-        rc = moe_fail(MOE_E_OS, "out of memory for %s", path);
-        goto out;
-    }
-    json_open(&r, path, text, bytes);
-    TRY_GOTO(json_expect(&r, JSON_OBJECT), rc, out);
-    for (json_event e;;) {
-        TRY_GOTO(json_next(&r, &e), rc, out);
-        if (e == JSON_OBJECT_END)
-            break;
-        if (!json_is(&r, "weight_map")) {
-            TRY_GOTO(json_skip(&r), rc, out);
-            continue;
-        }
-        if (seen) {
-            rc = json_fail(&r, MOE_E_DATA, "weight_map occurs twice");
-            goto out;
-        }
-        seen = true;
-        TRY_GOTO(read_weight_map(h, &r, &free_names), rc, out);
-    }
-    TRY_GOTO(json_expect(&r, JSON_END), rc, out);
-    if (h->entries == 0)
-        rc = moe_fail(MOE_E_DATA, "%s: no weight_map, or nothing in it", path);
-out:
-    free(text);
-    return rc;
-}
-
-static moe_err open_shard(hf_reader *h, const char *file)
-{
-    char *path = NULL;
-    moe_err rc;
-    if (h->shards == MAX_SHARDS)
-        return moe_fail(MOE_E_DATA, "%s: more than %d files", h->dir, (int)MAX_SHARDS);
-    TRY(hf_path(&path, h->dir, file));
-    TRY_GOTO(safetensors_open(&h->shard[h->shards], path), rc, out);
-    h->shards++;
-    h->used[h->shards - 1] = calloc((size_t)safetensors_count(h->shard[h->shards - 1]) + 1, 1);
-    if (h->used[h->shards - 1] == NULL)
-        rc = moe_fail(MOE_E_OS, "out of memory");
-out:
-    free(path);
-    return rc;
-}
-
-/* Numbers the files of the index, opens each once, and leaves the index sorted by name. */
-static moe_err open_indexed(hf_reader *h, const char *path)
-{
-    TRY(read_index(h, path));
-    qsort(h->index, (size_t)h->entries, sizeof *h->index, entry_by_file);
-    for (int64_t i = 0; i < h->entries; i++) {
-        if (i == 0 || strcmp(h->index[i - 1].file, h->index[i].file) != 0)
-            TRY(open_shard(h, h->index[i].file));
-        h->index[i].shard = h->shards - 1;
-    }
-    qsort(h->index, (size_t)h->entries, sizeof *h->index, entry_by_name);
-    for (int64_t i = 1; i < h->entries; i++)
-        if (strcmp(h->index[i - 1].name, h->index[i].name) == 0)
-            return moe_fail(MOE_E_DATA, "%s: weight_map names %.200s twice", path, h->index[i].name);
-    return MOE_OK;
-}
-
-static moe_err open_files(hf_reader *h)
-{
-    char *single = NULL, *index = NULL;
-    moe_err rc;
-    TRY_GOTO(hf_path(&single, h->dir, HF_SINGLE), rc, out);
-    TRY_GOTO(hf_path(&index, h->dir, HF_INDEX), rc, out);
-    if (access(single, F_OK) == 0)
-        rc = open_shard(h, HF_SINGLE);
-    else if (access(index, F_OK) == 0)
-        rc = open_indexed(h, index);
-    else
-        rc = moe_fail(MOE_E_NOINPUT, "%s holds neither %s nor %s", h->dir, HF_SINGLE, HF_INDEX);
-out:
-    free(single);
-    free(index);
-    return rc;
-}
-
-static const st_tensor *find(const hf_reader *h, const char *name, int *shard)
-{
-    *shard = 0;
-    if (h->index != NULL) {
-        const index_entry key = {name, NULL, 0};
-        const index_entry *x = bsearch(&key, h->index, (size_t)h->entries, sizeof *x, entry_by_name);
-        if (x == NULL)
-            return NULL;
-        *shard = x->shard;
-    }
-    return safetensors_find(h->shard[*shard], name);
-}
 
 static moe_err check_shape(const char *path, const st_tensor *t, int dims, const int64_t *shape)
 {
@@ -226,21 +52,21 @@ static bool is_plain(st_dtype d) { return d == ST_F32 || d == ST_F16 || d == ST_
 /* The matrix of scales that belongs to the codes in s->t. */
 static moe_err find_scales(const hf_reader *h, source *s, const char *name, int dims, const int64_t *shape)
 {
-    s->scales = find(h, name, &s->scale_shard);
+    s->scales = hf_files_find(&h->f, name, &s->scale_shard);
     if (s->scales == NULL)
-        return moe_fail(MOE_E_DATA, "%s: %s is there but %s, its scales, is missing", h->dir, s->t->name, name);
-    return check_shape(safetensors_path(h->shard[s->scale_shard]), s->scales, dims, shape);
+        return moe_fail(MOE_E_DATA, "%s: %s is there but %s, its scales, is missing", h->f.dir, s->t->name, name);
+    return check_shape(safetensors_path(h->f.shard[s->scale_shard]), s->scales, dims, shape);
 }
 
 static moe_err resolve_mxfp4(const hf_reader *h, source *s)
 {
     const hf_place *p = &s->place;
     char name[sizeof p->name];
-    TRY(check_dtype(safetensors_path(h->shard[s->shard]), s->t, "U8", s->t->dtype == ST_U8));
+    TRY(check_dtype(safetensors_path(h->f.shard[s->shard]), s->t, "U8", s->t->dtype == ST_U8));
     snprintf(name, sizeof name, "%.*s_scales", (int)(strlen(p->name) - strlen("_blocks")), p->name);
     TRY(find_scales(h, s, name, p->dims - 1, p->shape));
     const st_dtype d = (st_dtype)s->scales->dtype;
-    return check_dtype(safetensors_path(h->shard[s->scale_shard]), s->scales, "U8", d == ST_U8 || d == ST_F8_E8M0);
+    return check_dtype(safetensors_path(h->f.shard[s->scale_shard]), s->scales, "U8", d == ST_U8 || d == ST_F8_E8M0);
 }
 
 /* X.weight in E4M3 has X.weight_scale_inv, a scale for each 128 x 128 of its numbers (experts.gate_up_proj: experts.gate_up_proj_scale_inv). */
@@ -254,7 +80,7 @@ static moe_err resolve_fp8(const hf_reader *h, source *s)
         shape[i] = i < p->dims - 2 ? p->shape[i] : (p->shape[i] + 127) / 128;
     snprintf(name, sizeof name, "%s_scale_inv", p->name);
     TRY(find_scales(h, s, name, p->dims, shape));
-    return check_dtype(safetensors_path(h->shard[s->scale_shard]), s->scales, "F32", s->scales->dtype == ST_F32);
+    return check_dtype(safetensors_path(h->f.shard[s->scale_shard]), s->scales, "F32", s->scales->dtype == ST_F32);
 }
 
 static moe_err resolve(const hf_reader *h, const tensor_info *info, source *out)
@@ -263,14 +89,14 @@ static moe_err resolve(const hf_reader *h, const tensor_info *info, source *out)
     const int n = hf_places(&h->spec, info, place);
     int i = 0;
     *out = (source){0};
-    while (i < n && (out->t = find(h, place[i].name, &out->shard)) == NULL)
+    while (i < n && (out->t = hf_files_find(&h->f, place[i].name, &out->shard)) == NULL)
         i++;
     if (i == n && n == 1)
-        return moe_fail(MOE_E_DATA, "%s: tensor %s is missing", h->dir, info->name);
+        return moe_fail(MOE_E_DATA, "%s: tensor %s is missing", h->f.dir, info->name);
     if (i == n)
-        return moe_fail(MOE_E_DATA, "%s: neither %s nor %s is there", h->dir, info->name, place[n - 1].name);
+        return moe_fail(MOE_E_DATA, "%s: neither %s nor %s is there", h->f.dir, info->name, place[n - 1].name);
     out->place = place[i];
-    const char *path = safetensors_path(h->shard[out->shard]);
+    const char *path = safetensors_path(h->f.shard[out->shard]);
     TRY(check_shape(path, out->t, place[i].dims, place[i].shape));
     if (place[i].stored == STORED_MXFP4)
         return resolve_mxfp4(h, out);
@@ -287,17 +113,17 @@ static moe_err check_tied(const hf_reader *h, const source *head)
     moe_err rc = MOE_OK;
     if (a == NULL)
         return moe_fail(MOE_E_OS, "out of memory");
-    embed.t = find(h, "model.embed_tokens.weight", &embed.shard);
+    embed.t = hf_files_find(&h->f, "model.embed_tokens.weight", &embed.shard);
     const bool same_size = embed.t != NULL && embed.t->elements == head->t->elements;
     bool same = same_size;
     for (int64_t at = 0; same && at < head->t->elements; at += CHUNK_FLOATS) {
         const int64_t n = head->t->elements - at < CHUNK_FLOATS ? head->t->elements - at : CHUNK_FLOATS;
-        TRY_GOTO(safetensors_read_f32(h->shard[head->shard], head->t, at, n, a), rc, out);
-        TRY_GOTO(safetensors_read_f32(h->shard[embed.shard], embed.t, at, n, a + CHUNK_FLOATS), rc, out);
+        TRY_GOTO(safetensors_read_f32(h->f.shard[head->shard], head->t, at, n, a), rc, out);
+        TRY_GOTO(safetensors_read_f32(h->f.shard[embed.shard], embed.t, at, n, a + CHUNK_FLOATS), rc, out);
         same = memcmp(a, a + CHUNK_FLOATS, (size_t)n * sizeof *a) == 0;
     }
     if (!same)
-        rc = moe_fail(MOE_E_DATA, "%s: tie_word_embeddings is true, but lm_head.weight is not model.embed_tokens.weight", h->dir);
+        rc = moe_fail(MOE_E_DATA, "%s: tie_word_embeddings is true, but lm_head.weight is not model.embed_tokens.weight", h->f.dir);
 out:
     free(a);
     return rc;
@@ -312,28 +138,42 @@ static bool is_beyond(const hf_reader *h, const char *name)
 
 static moe_err check_unused(const hf_reader *h)
 {
-    for (int s = 0; s < h->shards; s++)
-        for (int64_t i = 0; i < safetensors_count(h->shard[s]); i++) {
-            const st_tensor *t = safetensors_at(h->shard[s], i);
+    for (int s = 0; s < h->f.shards; s++)
+        for (int64_t i = 0; i < safetensors_count(h->f.shard[s]); i++) {
+            const st_tensor *t = safetensors_at(h->f.shard[s], i);
             const size_t n = strlen(t->name), suffix = strlen(".rotary_emb.inv_freq");
             if (h->used[s][i] || (n > suffix && strcmp(t->name + n - suffix, ".rotary_emb.inv_freq") == 0) || is_beyond(h, t->name))
                 continue;
             if (!h->spec.tied || strcmp(t->name, "lm_head.weight") != 0)
                 return moe_fail(MOE_E_DATA, "%s: %.200s is not a tensor of this %s model as config.json describes it",
-                                safetensors_path(h->shard[s]), t->name, h->spec.model_type);
+                                safetensors_path(h->f.shard[s]), t->name, h->spec.model_type);
             const source head = {.shard = s, .t = t};
             TRY(check_tied(h, &head));
         }
     return MOE_OK;
 }
 
-static void mark_used(hf_reader *h, int shard, const st_tensor *t) { h->used[shard][t - safetensors_at(h->shard[shard], 0)] = 1; }
+static void mark_used(hf_reader *h, int shard, const st_tensor *t) { h->used[shard][t - safetensors_at(h->f.shard[shard], 0)] = 1; }
+
+static moe_err make_marks(hf_reader *h)
+{
+    h->used = calloc((size_t)h->f.shards, sizeof *h->used);
+    if (h->used == NULL)
+        return moe_fail(MOE_E_OS, "out of memory");
+    for (int i = 0; i < h->f.shards; i++) {
+        h->used[i] = calloc((size_t)safetensors_count(h->f.shard[i]) + 1, 1);
+        if (h->used[i] == NULL)
+            return moe_fail(MOE_E_OS, "out of memory");
+    }
+    return MOE_OK;
+}
 
 static moe_err check_tensors(hf_reader *h)
 {
     tensor_info *table;
     int64_t n;
     moe_err rc = MOE_OK;
+    TRY(make_marks(h));
     TRY(spec_tensors(&h->spec, &table, &n));
     for (int64_t i = 0; i < n; i++) {
         source s;
@@ -356,14 +196,7 @@ moe_err hf_reader_open(hf_reader **out, const char *dir, const model_spec *spec)
     if (h == NULL)
         return moe_fail(MOE_E_OS, "out of memory");
     h->spec = *spec;
-    h->dir = strdup(dir);
-    h->shard = calloc(MAX_SHARDS, sizeof *h->shard);
-    h->used = calloc(MAX_SHARDS, sizeof *h->used);
-    if (h->dir == NULL || h->shard == NULL || h->used == NULL) {
-        rc = moe_fail(MOE_E_OS, "out of memory");
-        goto fail;
-    }
-    TRY_GOTO(open_files(h), rc, fail);
+    TRY_GOTO(hf_files_open(&h->f, dir), rc, fail);
     TRY_GOTO(check_tensors(h), rc, fail);
     *out = h;
     return MOE_OK;
@@ -376,15 +209,10 @@ void hf_reader_close(hf_reader *h)
 {
     if (h == NULL)
         return;
-    for (int i = 0; h->shard != NULL && i < h->shards; i++)
-        safetensors_close(h->shard[i]);
-    for (int i = 0; h->used != NULL && i < h->shards; i++)
+    for (int i = 0; h->used != NULL && i < h->f.shards; i++)
         free(h->used[i]);
     free(h->used);
-    free(h->shard);
-    free(h->index);
-    free(h->names);
-    free(h->dir);
+    hf_files_close(&h->f);
     free(h);
 }
 
@@ -395,7 +223,7 @@ static moe_err locate_fp8(const hf_reader *h, const source *s, const tensor_info
     const int64_t R = p->shape[p->dims - 2], row = p->first / info->cols % R, blocks = (info->cols + 127) / 128;
     if (row % 128 != 0) /* up behind gate */
         return moe_fail(MOE_E_DATA, "%s: %s: its rows from %lld on are a matrix of their own: expected a multiple of 128, or some share their scales with others",
-                        safetensors_path(h->shard[s->shard]), s->t->name, (long long)row);
+                        safetensors_path(h->f.shard[s->shard]), s->t->name, (long long)row);
     e->row_bytes = (size_t)info->cols;
     e->bytes = (uint64_t)info->rows * e->row_bytes;
     e->scale_file = s->scale_shard;
@@ -428,7 +256,7 @@ moe_err hf_reader_locate(const hf_reader *h, const tensor_info *info, model_exte
     TRY(resolve(h, info, &s));
     const st_dtype d = (st_dtype)s.t->dtype; /* resolve allows these only */
     const numfmt format = s.place.stored == STORED_MXFP4 ? NUM_MXFP4 : s.place.stored == STORED_FP8 ? NUM_F8_E4M3 : d == ST_F32 ? NUM_F32 : d == ST_F16 ? NUM_F16 : NUM_BF16;
-    TRY(model_rows_extent(out, safetensors_path(h->shard[s.shard]), info, format));
+    TRY(model_rows_extent(out, safetensors_path(h->f.shard[s.shard]), info, format));
     out->file = s.shard;
     out->offset = s.t->begin + (uint64_t)s.place.first * st_dtype_bytes(d);
     out->stored = s.place.stored;
@@ -441,16 +269,16 @@ moe_err hf_reader_locate(const hf_reader *h, const tensor_info *info, model_exte
     return MOE_OK;
 }
 
-int hf_reader_files(const hf_reader *h) { return h->shards; }
+int hf_reader_files(const hf_reader *h) { return h->f.shards; }
 
-const char *hf_reader_path(const hf_reader *h, int file) { return safetensors_path(h->shard[file]); }
+const char *hf_reader_path(const hf_reader *h, int file) { return safetensors_path(h->f.shard[file]); }
 
 static moe_err read_span(const hf_reader *h, int shard, const st_tensor *t, uint64_t extent_offset, model_span span, uint8_t **out)
 {
     *out = malloc(span.bytes + 1);
     if (*out == NULL)
         return moe_fail(MOE_E_OS, "out of memory for %zu bytes of %s", span.bytes, t->name);
-    return safetensors_read(h->shard[shard], t, extent_offset - t->begin + span.at, *out, span.bytes);
+    return safetensors_read(h->f.shard[shard], t, extent_offset - t->begin + span.at, *out, span.bytes);
 }
 
 /* Rows that must be put together (models/rows.h). */
@@ -485,7 +313,7 @@ static moe_err read_rows(const hf_reader *h, const tensor_info *info, int64_t fi
     TRY(resolve(h, info, &s));
     TRY(hf_reader_locate(h, info, &e));
     if (model_rows_plain(&e))
-        return safetensors_read_f32(h->shard[s.shard], s.t, s.place.first + first * info->cols, n * info->cols, out);
+        return safetensors_read_f32(h->f.shard[s.shard], s.t, s.place.first + first * info->cols, n * info->cols, out);
     return read_apart(h, &s, info, &e, first, n, out);
 }
 
