@@ -1,5 +1,7 @@
 /* The middle of an expert: h = silu(g) * u, g and u in one row [g (Fp) | u (Fp)], Fp = F padded to PANEL.
  *   forward   h[r, f] = (g * s) * u,  s = sigmoid(g)
+ *             with limit > 0 (clamped, gpt-oss; no backward): g' = min(g, limit), u' = max(-limit, min(u, limit)),
+ *             h[r, f] = (g' * sigmoid(alpha * g')) * (u' + 1); a NaN stays one
  *   backward  given dh = the gradient of the *unweighted* expert output behind the down product, and the row's router weight c:
  *             dweight[r] = sum over f of h * dh                        (fma in 16 lanes, tree of reduce.h)
  *             hc[r, f]   = c * h        (what the weight gradient of the down projection needs)
@@ -23,6 +25,7 @@ typedef struct swiglu_args {
     float *dweight;     /* [rows] backward out; NULL when c is NULL  */
     int64_t rows;
     int F, Fp;
+    float alpha, limit; /* forward; limit 0: the plain one           */
 } swiglu_args;
 
 typedef moe_err (*swiglu_fn)(const swiglu_args *a, moe_stream *s);

@@ -13,6 +13,14 @@ SIMD void zero_pad(float *row, int F, int Fp)
         row[f] = 0.0f;
 }
 
+SIMD v16 clamped(v16 g, v16 u, float alpha, float limit)
+{
+    const v16 top = v16_set1(limit), bottom = v16_set1(-limit);
+    g = v16_select(v16_gt(g, top), top, g);
+    u = v16_select(v16_gt(u, top), top, v16_select(v16_lt(u, bottom), bottom, u));
+    return v16_mul(v16_mul(g, v16_sigmoid(v16_mul(v16_set1(alpha), g))), v16_add(u, v16_set1(1.0f)));
+}
+
 static void forward_rows(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const swiglu_args *a = ctx;
@@ -22,8 +30,8 @@ static void forward_rows(void *ctx, int64_t begin, int64_t end, int worker)
         const float *g = a->a + r * 2 * Fp, *u = g + Fp;
         float *h = a->h + r * Fp;
         for (int f = 0; f < a->F; f += V16) {
-            const v16 x = row_load(g + f, a->F - f);
-            row_store(h + f, v16_mul(v16_mul(x, v16_sigmoid(x)), row_load(u + f, a->F - f)), a->F - f);
+            const v16 x = row_load(g + f, a->F - f), y = row_load(u + f, a->F - f);
+            row_store(h + f, a->limit > 0 ? clamped(x, y, a->alpha, a->limit) : v16_mul(v16_mul(x, v16_sigmoid(x)), y), a->F - f);
         }
         zero_pad(h, a->F, a->Fp);
     }

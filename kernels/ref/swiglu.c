@@ -8,6 +8,15 @@
 #include "kernels/ref/lanes.h"
 #include "kernels/tables.h"
 
+static float middle(const swiglu_args *a, float g, float u)
+{
+    if (!(a->limit > 0))
+        return g * moe_sigmoidf(g) * u;
+    g = g > a->limit ? a->limit : g;
+    u = u > a->limit ? a->limit : u < -a->limit ? -a->limit : u;
+    return g * moe_sigmoidf(a->alpha * g) * (u + 1.0f);
+}
+
 moe_err swiglu_forward_ref(const swiglu_args *a, moe_stream *s)
 {
     const size_t F = (size_t)a->F, Fp = (size_t)a->Fp;
@@ -15,7 +24,7 @@ moe_err swiglu_forward_ref(const swiglu_args *a, moe_stream *s)
     for (size_t r = 0; r < (size_t)a->rows; r++)
         for (size_t f = 0; f < Fp; f++) {
             const float g = a->a[r * 2 * Fp + f], u = a->a[r * 2 * Fp + Fp + f];
-            a->h[r * Fp + f] = f < F ? g * moe_sigmoidf(g) * u : 0.0f;
+            a->h[r * Fp + f] = f < F ? middle(a, g, u) : 0.0f;
         }
     return MOE_OK;
 }

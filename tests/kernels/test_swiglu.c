@@ -74,6 +74,37 @@ static void same_case(const moe_backend *b, moe_stream *s, const char *where, in
     middle_free(&got), middle_free(&want);
 }
 
+/* Clamped: numbers on both sides of the limit, on it, infinite and NaN. */
+static void same_clamped(const moe_backend *b, moe_stream *s, const char *where, void *ctx)
+{
+    static const float odd[] = {7.0f, -7.0f, 7.5f, -7.5f, INFINITY, -INFINITY, NAN, 0.0f, -0.0f};
+    const int sizes[] = {1, 16, 37};
+    (void)ctx;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        middle got = middle_new(19, sizes[i]), want = middle_new(19, sizes[i]);
+        const size_t Fp = (size_t)got.Fp;
+        for (size_t k = 0; k < 19 * 2 * Fp; k++)
+            got.a[k] = want.a[k] = k % 5 == 0 ? odd[k % 9] : 20.0f * (float)((double)(test_bits(7, k) >> 11) * 0x1p-52 - 1.0);
+        swiglu_args w = middle_args(&want, false), g = middle_args(&got, false);
+        w.alpha = g.alpha = 1.702f, w.limit = g.limit = 7.0f;
+        cr_assert_eq(test_reference()->swiglu_forward(&w, test_stream()), MOE_OK);
+        cr_assert_eq(b->swiglu_forward(&g, s), MOE_OK);
+        test_same(where, got.h, want.h, 19, Fp, Fp);
+        for (size_t r = 0; r < 19; r++)
+            for (size_t f = 0; f < (size_t)sizes[i]; f++) {
+                const double x = fmin((double)want.a[r * 2 * Fp + f], 7), y = fmax(-7, fmin((double)want.a[r * 2 * Fp + Fp + f], 7));
+                const double h = (y + 1) * (x / (1 + exp(-(double)1.702f * x))), found = (double)want.h[r * Fp + f];
+                if (isnan(want.a[r * 2 * Fp + f]) || isnan(want.a[r * 2 * Fp + Fp + f]) || isinf(x))
+                    cr_assert(isinf(x) || isnan(found), "%s: a NaN became %g", where, found);
+                else
+                    cr_assert_leq(fabs(found - h), 1e-5, "%s: row %zu, column %zu: %g, expected %g", where, r, f, found, h);
+            }
+        middle_free(&got), middle_free(&want);
+    }
+}
+
+Test(swiglu, clamped_follows_its_formula_with_the_same_bits_everywhere) { test_each_backend(same_clamped, NULL); }
+
 static void same_bits(const moe_backend *b, moe_stream *s, const char *where, void *ctx)
 {
     (void)ctx;
