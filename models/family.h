@@ -22,7 +22,7 @@ typedef struct model_value {
     bool boolean;
     int64_t integer;
     double number;          /* also set for integers                                                 */
-    int64_t *ints;          /* MODEL_INTS, malloc'ed                                                 */
+    int64_t *ints;          /* MODEL_INTS, malloc'ed; `integer` of sliding_attention_layers: layers that layer_types speaks of */
     int nints;
     char *string;           /* MODEL_STRING, malloc'ed                                               */
 } model_value;
@@ -35,6 +35,7 @@ typedef struct model_family {
     int class_keys;         /* the first ones, which the config class has; the others train what it lacks, all off by default */
     /* values[i] belongs to keys[i]; MOE_E_CONFIG names the key. The result is validated (spec_validate). */
     moe_err (*build)(model_spec *out, const model_value *values);
+    const char *served_only; /* why moe-train refuses it, as the end of a sentence; NULL: it trains it */
 } model_family;
 
 /* NULL when unknown. */

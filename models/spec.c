@@ -4,6 +4,8 @@
  * Rule: every function here may assume that spec_validate (spec_validate.c) passed. */
 #include "models/spec.h"
 
+#include <string.h>
+
 #include "kernels/matmul.h"
 
 static size_t pad16(size_t floats) { return (floats + 15) / 16 * 16; }
@@ -21,7 +23,7 @@ void spec_dense_layout(const model_spec *m, int layer, dense_layout *out)
     const int64_t q = (int64_t)m->H * m->hd, kv = (int64_t)m->Hkv * m->hd;
     const size_t D = (size_t)m->D;
     size_t used = 0;
-    *out = (dense_layout){-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0};
+    memset(out, 0xff, sizeof *out); /* -1: absent */
     out->attn_norm = place(&used, D);
     out->qkv = place(&used, (size_t)(panel_pad(q) + 2 * panel_pad(kv)) * D);
     if (m->qkv_bias)
@@ -33,6 +35,8 @@ void spec_dense_layout(const model_spec *m, int layer, dense_layout *out)
     out->o = place(&used, panel_floats(m->D, q));
     if (m->o_bias)
         out->o_bias = place(&used, D);
+    if (m->sinks)
+        out->sinks = place(&used, (size_t)m->H);
     out->ffn_norm = place(&used, D);
     if (!m->moe_layer[layer]) {
         out->ffn_w1 = place(&used, 2 * panel_floats(m->F_dense, m->D));
@@ -41,6 +45,13 @@ void spec_dense_layout(const model_spec *m, int layer, dense_layout *out)
         out->router = place(&used, panel_floats(m->E, m->D));
         if (m->correction_bias)
             out->router_bias = place(&used, (size_t)m->E);
+        if (m->logit_bias)
+            out->logit_bias = place(&used, (size_t)m->E);
+        if (m->expert_bias) {
+            out->gate_bias = place(&used, (size_t)m->E * (size_t)m->F);
+            out->up_bias = place(&used, (size_t)m->E * (size_t)m->F);
+            out->down_bias = place(&used, (size_t)m->E * D);
+        }
         if (m->F_shared > 0) {
             out->shared_w1 = place(&used, 2 * panel_floats(m->F_shared, m->D));
             out->shared_w2 = place(&used, panel_floats(m->D, m->F_shared));
@@ -101,8 +112,11 @@ static int64_t layer_parameters(const model_spec *m, int l, bool used)
         n += 2 * D + (m->qkv_bias ? q + 2 * kv : 0) + (m->o_bias ? D : 0);
         n += m->qk_norm == QK_NORM_FULL ? q + kv : m->qk_norm == QK_NORM_HEAD ? 2 * m->hd : 0;
     }
+    n += m->sinks && !used ? m->H : 0;
     if (!m->moe_layer[l])
         return n + 3 * (int64_t)m->F_dense * D;
+    if (!used)
+        n += (m->logit_bias ? m->E : 0) + (m->expert_bias ? m->E * (2 * (int64_t)m->F + D) : 0);
     n += (int64_t)m->E * D + 3 * (int64_t)m->F_shared * D;
     return n + (m->F_shared > 0 && m->shared_gate ? D : 0);
 }

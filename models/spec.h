@@ -53,6 +53,9 @@ typedef struct model_spec {
     tensor_naming names;
     qk_norm qk_norm;
     bool qkv_bias, o_bias;          /* biases of the attention projections             */
+    bool sinks;                     /* a score for nothing in the softmax of each head (gpt-oss)               */
+    int window;                     /* sliding_window of the layers below: newest positions a token sees       */
+    bool windowed[MODEL_MAX_LAYERS]; /* layer_types: the layer's attention sees the window only                */
     bool tied;                      /* tie_word_embeddings                             */
     bool correction_bias;           /* router has a correction bias (aux-loss-free)    */
     float rms_eps;
@@ -61,6 +64,9 @@ typedef struct model_spec {
     int max_positions;
     float clip_qkv;                 /* OLMoE; 0: none                                  */
     router_rule router;
+    bool logit_bias;                /* added to the router's logits (gpt-oss)          */
+    bool expert_bias;               /* biases of gate, up and down of each expert (gpt-oss) */
+    float swiglu_alpha, swiglu_limit; /* of clamped SwiGLU in experts (kernels/swiglu.h); limit 0: the plain one */
     double init_std;                /* initializer_range                               */
     double aux_coef;                /* router_aux_loss_coef                            */
 } model_spec;
@@ -73,7 +79,8 @@ typedef enum tensor_layout { TENSOR_VECTOR, TENSOR_ROWS, TENSOR_PANELS } tensor_
 /* What a tensor is, whatever its family calls it. */
 typedef enum tensor_role {
     ROLE_EMBED, ROLE_ATTN_NORM, ROLE_Q, ROLE_K, ROLE_V, ROLE_Q_BIAS, ROLE_K_BIAS, ROLE_V_BIAS, ROLE_Q_NORM, ROLE_K_NORM, ROLE_O, ROLE_O_BIAS,
-    ROLE_FFN_NORM, ROLE_ROUTER, ROLE_ROUTER_BIAS,
+    ROLE_SINKS, ROLE_FFN_NORM, ROLE_ROUTER, ROLE_ROUTER_BIAS, ROLE_LOGIT_BIAS,
+    ROLE_GATE_BIAS, ROLE_UP_BIAS, ROLE_DOWN_BIAS,       /* of all experts of a layer, [E, F], [E, F], [E, D], as vectors */
     ROLE_GATE, ROLE_UP, ROLE_DOWN,                      /* of a dense layer, or of an expert (kind SECTION_EXPERT) */
     ROLE_SHARED_GATE, ROLE_SHARED_UP, ROLE_SHARED_DOWN, /* of the shared expert                */
     ROLE_SHARED_SWITCH,                                 /* its sigmoid gate, [1, D]            */
@@ -110,6 +117,8 @@ typedef struct dense_layout {
     int64_t ffn_norm;       /* [D]                                                      */
     int64_t router;         /* panels (E, D), MoE layers                                */
     int64_t router_bias;    /* [E] correction bias: state, not trained by gradient      */
+    int64_t sinks, logit_bias;             /* [H], [E]                                  */
+    int64_t gate_bias, up_bias, down_bias; /* of the experts: [E, F], [E, F], [E, D]    */
     int64_t shared_w1, shared_w2, shared_gate; /* panels (2*pad(F_shared), D), (D, F_shared), (1, D) */
     int64_t ffn_w1, ffn_w2; /* dense layers: panels (2*pad(F_dense), D), (D, F_dense)   */
     size_t floats;          /* of the section                                           */

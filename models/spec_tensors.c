@@ -33,7 +33,8 @@ static void emit(table *b, tensor_info info, const char *fmt, ...) MOE_PRINTF(3,
 
 static bool is_bias(tensor_role role)
 {
-    return role == ROLE_Q_BIAS || role == ROLE_K_BIAS || role == ROLE_V_BIAS || role == ROLE_O_BIAS || role == ROLE_ROUTER_BIAS;
+    return role == ROLE_Q_BIAS || role == ROLE_K_BIAS || role == ROLE_V_BIAS || role == ROLE_O_BIAS || role == ROLE_ROUTER_BIAS ||
+           role == ROLE_SINKS || role == ROLE_LOGIT_BIAS || role == ROLE_GATE_BIAS || role == ROLE_UP_BIAS || role == ROLE_DOWN_BIAS;
 }
 
 static void emit(table *b, tensor_info info, const char *fmt, ...)
@@ -110,6 +111,21 @@ static void emit_attention(table *b, const model_spec *m, const dense_layout *at
     emit(b, matrix(ROLE_O, S, l, m->D, q, at->o, 0), "model.layers.%d.self_attn.o_proj.weight", l);
     if (at->o_bias >= 0)
         emit(b, vector(ROLE_O_BIAS, S, l, m->D, at->o_bias), "model.layers.%d.self_attn.o_proj.bias", l);
+    if (at->sinks >= 0)
+        emit(b, vector(ROLE_SINKS, S, l, m->H, at->sinks), "model.layers.%d.self_attn.sinks", l);
+}
+
+/* Of the router and of the experts (gpt-oss). */
+static void emit_biases(table *b, const model_spec *m, const dense_layout *at, int l)
+{
+    const int64_t F = (int64_t)m->E * m->F, D = (int64_t)m->E * m->D;
+    if (at->logit_bias >= 0)
+        emit(b, vector(ROLE_LOGIT_BIAS, SECTION_DENSE, l, m->E, at->logit_bias), "model.layers.%d.mlp.router.bias", l);
+    if (at->gate_bias < 0)
+        return;
+    emit(b, vector(ROLE_GATE_BIAS, SECTION_DENSE, l, F, at->gate_bias), "model.layers.%d.mlp.experts.gate_proj_bias", l);
+    emit(b, vector(ROLE_UP_BIAS, SECTION_DENSE, l, F, at->up_bias), "model.layers.%d.mlp.experts.up_proj_bias", l);
+    emit(b, vector(ROLE_DOWN_BIAS, SECTION_DENSE, l, D, at->down_bias), "model.layers.%d.mlp.experts.down_proj_bias", l);
 }
 
 static void emit_dense(table *b, const model_spec *m, int l)
@@ -127,7 +143,9 @@ static void emit_dense(table *b, const model_spec *m, int l)
         emit_swiglu(b, m, like, m->F_dense, at.ffn_w1, at.ffn_w2, prefix, &DENSE_NAMES);
         return;
     }
-    emit(b, matrix(ROLE_ROUTER, S, l, m->E, m->D, at.router, 0), "model.layers.%d.%s.gate.weight", l, moe);
+    emit(b, matrix(ROLE_ROUTER, S, l, m->E, m->D, at.router, 0), "model.layers.%d.%s.%s.weight", l, moe,
+         m->names == NAMES_GPT_OSS ? "router" : "gate");
+    emit_biases(b, m, &at, l);
     if (at.router_bias >= 0) {
         tensor_info bias = vector(ROLE_ROUTER_BIAS, S, l, m->E, at.router_bias);
         bias.state = true;

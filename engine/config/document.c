@@ -78,7 +78,8 @@ moe_err train_config_document(char **out)
     text_add(&t, "## Families\n\n");
     const model_family *f;
     for (int i = 0; (f = model_family_at(i)) != NULL; i++)
-        print_family(f, &t);
+        if (!f->served_only)
+            print_family(f, &t);
     t.used -= t.used > 0; /* one newline at the end */
     return text_take(&t, out);
 }

@@ -23,11 +23,15 @@ static const char *nearest_key(const model_family *f, const char *name)
     return text_nearest(name, key_at, &k);
 }
 
+/* Of those that are trained. */
 static const char *family_name_at(const void *ctx, int i)
 {
+    const model_family *f;
     (void)ctx;
-    const model_family *f = model_family_at(i);
-    return f ? f->model_type : NULL;
+    for (int k = 0; (f = model_family_at(k)) != NULL; k++)
+        if (!f->served_only && i-- == 0)
+            return f->model_type;
+    return NULL;
 }
 
 static void list_families(text_buf *t)
@@ -170,6 +174,10 @@ static bool find_family(config_detail *d, const config_entries *list, config_ori
             problems_add(p, given->node->at, given->path, "expected one of %s, got %s%s%s%s", names.data,
                          tree_describe(given->node, got, sizeof got), near ? "; did you mean " : "", near ? near : "",
                          near ? "?" : "");
+        if (d->family && d->family->served_only) {
+            problems_add(p, given->node->at, given->path, "%s models are served, not trained: %s", d->family->model_type, d->family->served_only);
+            d->family = NULL;
+        }
     }
     text_free(&names);
     return d->family != NULL;

@@ -147,7 +147,10 @@ static moe_err take_model(reading *r)
     c->model_from = absolute_path(c->source, c->detail->from_written);
     if (!c->model_from)
         return no_memory(c->source);
-    const moe_err rc = hf_config_load(&c->model, c->model_from);
+    moe_err rc = hf_config_load(&c->model, c->model_from);
+    const model_family *f = rc == MOE_OK ? model_family_find(c->model.model_type) : NULL;
+    if (f && f->served_only)
+        rc = moe_fail(MOE_E_CONFIG, "%s/config.json: model_type is %s, which is served, not trained: %s", c->model_from, f->model_type, f->served_only);
     if (rc != MOE_OK) { /* its own exit code: the folder may be missing */
         char place[1024], sentence[MOE_ERROR_TEXT];
         moe_error_take(sentence, sizeof sentence);

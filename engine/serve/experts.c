@@ -17,6 +17,7 @@ static moe_err route(serve *s, const serve_layer *l, int64_t T)
     const serve_scratch *w = &s->w;
     const model_spec *m = s->spec;
     TRY(serve_one_product(s, &l->router, w->logits, (size_t)m->E, w->xn, (size_t)m->D, T, false));
+    serve_add_bias(w->logits, (size_t)m->E, l->logit_bias, T, m->E);
     const router_args ra = {.logits = w->logits, .bias = l->router_bias, .probs = w->probs, .lse = w->lse, .ids = w->ids, .weights = w->weights,
                             .T = T, .E = m->E, .K = m->K, .rule = m->router};
     return s->c.be->router_forward(&ra, s->c.stream);
@@ -66,10 +67,37 @@ static void batch_add(serve *s, const serve_layer *l, batch *b, const expert_lea
         w->row_of[w->row_slot[r]] = (int32_t)(b->done + b->rows);
         b->rows++;
     }
+    w->batch_expert[b->n] = e;
     for (int i = 0; i < 3; i++)
         w->batch_w[i][b->n] = (const char *)lease->slot + l->expert_at[i];
     w->lease[b->n++] = *lease;
     w->batch_offset[b->n] = (int32_t)b->rows;
+}
+
+/* Rows of a batch get the biases of their experts. */
+typedef struct bias_args {
+    const serve_scratch *w;
+    float *y;
+    size_t ldy;
+    const float *bias; /* [E, n] */
+    int n;
+} bias_args;
+
+static void add_biases(void *ctx, int64_t begin, int64_t end, int worker)
+{
+    const bias_args *a = ctx;
+    (void)worker;
+    for (int64_t i = begin; i < end; i++) {
+        const int32_t first = a->w->batch_offset[i], rows = a->w->batch_offset[i + 1] - first;
+        serve_add_bias(a->y + (size_t)first * a->ldy, a->ldy, a->bias + (size_t)a->w->batch_expert[i] * (size_t)a->n, rows, a->n);
+    }
+}
+
+static void batch_bias(serve *s, const batch *b, const float *bias, float *y, size_t ldy, int n)
+{
+    const bias_args a = {.w = &s->w, .y = y, .ldy = ldy, .bias = bias, .n = n};
+    if (bias != NULL)
+        moe_pool_for(s->c.stream->pool, b->n, 1, add_biases, (void *)&a);
 }
 
 static moe_err batch_products(serve *s, const serve_layer *l, const batch *b)
@@ -86,13 +114,17 @@ static moe_err batch_products(serve *s, const serve_layer *l, const batch *b)
     };
     TRY(s->c.be->qmatmul(&first, s->c.stream));
     expert_cache_poll(s->cache); /* the disk shall not wait for a long product */
-    const swiglu_args mid = {.h = w->h, .a = w->a, .rows = b->rows, .F = m->F, .Fp = s->Fp};
+    batch_bias(s, b, l->expert_bias[0], w->a, 2 * Fp, m->F);
+    batch_bias(s, b, l->expert_bias[1], w->a + Fp, 2 * Fp, m->F);
+    const swiglu_args mid = {.h = w->h, .a = w->a, .rows = b->rows, .F = m->F, .Fp = s->Fp, .alpha = m->swiglu_alpha, .limit = m->swiglu_limit};
     TRY(s->c.be->swiglu_forward(&mid, s->c.stream));
     const qmatmul_args second = {
         .mat = {{.y = w->rows + (size_t)b->done * D, .ldy = D, .w = w->batch_w[2], .format = l->expert_format[2], .N = m->D}},
         .M = 1, .x = w->h, .ldx = Fp, .offset = w->batch_offset, .G = b->n, .K = m->F,
     };
-    return s->c.be->qmatmul(&second, s->c.stream);
+    TRY(s->c.be->qmatmul(&second, s->c.stream));
+    batch_bias(s, b, l->expert_bias[2], w->rows + (size_t)b->done * D, D, m->D);
+    return MOE_OK;
 }
 
 static moe_err batch_run(serve *s, const serve_layer *l, batch *b)

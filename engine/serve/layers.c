@@ -33,13 +33,13 @@ moe_err serve_norm(serve *s, float *y, const float *x, const float *gain, int64_
     return norm_rows(s, y, x, gain, rows, 1, s->spec->D);
 }
 
-static void add_bias(float *y, const float *bias, int64_t T, int n)
+void serve_add_bias(float *y, size_t ldy, const float *bias, int64_t rows, int n)
 {
     if (bias == NULL)
         return;
-    for (int64_t t = 0; t < T; t++)
+    for (int64_t t = 0; t < rows; t++, y += ldy)
         for (int i = 0; i < n; i++)
-            y[t * n + i] += bias[i];
+            y[i] += bias[i];
 }
 
 static moe_err rotate(serve *s, float *x, int heads, int64_t T)
@@ -54,7 +54,7 @@ static moe_err finish_projection(serve *s, float *x, const float *bias, const fl
 {
     const model_spec *m = s->spec;
     const int width = heads * m->hd;
-    add_bias(x, bias, T, width);
+    serve_add_bias(x, (size_t)width, bias, T, width);
     if (gain != NULL)
         TRY(norm_rows(s, x, x, gain, T, m->qk_norm == QK_NORM_FULL ? 1 : heads, m->qk_norm == QK_NORM_FULL ? width : m->hd));
     if (m->clip_qkv > 0) {
@@ -79,7 +79,8 @@ static moe_err attend(serve *s, int layer, int64_t T)
                                  .format = s->c.kv};
     TRY(s->c.be->kv_store(&store, s->c.stream));
     const paged_attention_args a = {.o = w->o, .q = w->q, .ldq = ldq, .ldo = ldq, .pos = w->pos, .pages = w->tables, .T = T, .H = m->H,
-                                    .Hkv = m->Hkv, .hd = m->hd, .scale = 1.0f / sqrtf((float)m->hd), .format = s->c.kv};
+                                    .Hkv = m->Hkv, .hd = m->hd, .scale = 1.0f / sqrtf((float)m->hd), .format = s->c.kv,
+                                    .window = m->windowed[layer] ? m->window : 0, .sinks = s->dense.layer[layer].sinks};
     return s->c.be->paged_attention(&a, s->c.stream);
 }
 
@@ -98,7 +99,7 @@ moe_err serve_attention(serve *s, int layer, int64_t T)
     TRY(finish_projection(s, w->v, l->v_bias, NULL, m->Hkv, T, false));
     TRY(attend(s, layer, T));
     TRY(serve_one_product(s, &l->o, w->x, (size_t)m->D, w->o, (size_t)(m->H * m->hd), T, true));
-    add_bias(w->x, l->o_bias, T, m->D);
+    serve_add_bias(w->x, (size_t)m->D, l->o_bias, T, m->D);
     return MOE_OK;
 }
 

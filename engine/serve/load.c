@@ -26,7 +26,7 @@ typedef struct loader {
     int64_t parts, at, row; /* the piece that is cut next */
     io_file **file;
     io_queue *queue;
-    char *memory, *sorted; /* LOAD_DEPTH buffers; rows of heads in order, or scales */
+    char *memory, *sorted; /* LOAD_DEPTH buffers; rows of heads in order, scales, or a vector */
     size_t buffer_bytes;
     piece piece[LOAD_DEPTH];
     int in_flight;
@@ -93,9 +93,16 @@ static void sort_heads(char *to, const char *from, int64_t rows, size_t row_byte
     }
 }
 
-static moe_err land_vector(const load_part *p, const char *from, int hd)
+static moe_err land_vector(const loader *l, const load_part *p, const char *from)
 {
+    const int hd = l->s->spec->hd;
     float *to = p->to;
+    if (!model_rows_plain(&p->at)) { /* among the numbers of others */
+        const model_source row = {.at = &p->at, .path = model_path(l->s->c.model, p->at.file), .name = p->info.name, .cols = p->info.cols,
+                                  .stored = (const uint8_t *)from};
+        TRY(model_rows(&row, 0, 1, l->sorted));
+        from = l->sorted;
+    }
     numfmt_to_f32(to, from, p->at.format, p->info.cols);
     if (!p->at.heads_interleaved)
         return MOE_OK;
@@ -129,7 +136,7 @@ static moe_err land_piece(loader *l, const piece *p)
     const load_part *part = p->part;
     const char *from = p->buffer + p->skip;
     if (part->info.layout == TENSOR_VECTOR)
-        return land_vector(part, from, l->s->spec->hd);
+        return land_vector(l, part, from);
     if (part->at.panels) {
         memcpy((char *)part->to + (size_t)p->first, from, (size_t)p->rows);
         return MOE_OK;

@@ -49,6 +49,7 @@ static void layout_experts(serve *s, carve *c, size_t T)
     w->wanted_id = carve_bytes(c, E * sizeof *w->wanted_id);
     w->lease = carve_bytes(c, E * sizeof *w->lease);
     w->batch_offset = carve_bytes(c, (E + 1) * sizeof *w->batch_offset);
+    w->batch_expert = carve_bytes(c, E * sizeof *w->batch_expert);
     for (int i = 0; i < 3; i++)
         w->batch_w[i] = carve_bytes(c, E * sizeof *w->batch_w[i]);
 }

@@ -16,6 +16,8 @@ typedef struct serve_layer {
     const float *attn_norm, *ffn_norm;      /* [D]                                          */
     const float *q_norm, *k_norm;           /* NULL: none, as the biases                    */
     const float *q_bias, *k_bias, *v_bias, *o_bias, *router_bias;
+    const float *sinks, *logit_bias;        /* [H], [E]                                     */
+    const float *expert_bias[3];            /* gate, up [E, F], down [E, D]                 */
     weight q, k, v, o;
     weight router;
     weight gate, up, down;                  /* of a dense layer                             */
@@ -91,6 +93,7 @@ typedef struct serve_scratch {
     expert_lease *lease;           /* [E]                                */
     int32_t *batch_offset;         /* [E + 1]                            */
     const void **batch_w[3];       /* [E]                                */
+    int32_t *batch_expert;         /* [E]                                */
     bool *dead;                    /* [sequences] of the span            */
 } serve_scratch;
 
@@ -159,6 +162,7 @@ expert_cache_config serve_cache_config(serve *s, uint64_t host_bytes);
 moe_err serve_experts(serve *s, const serve_layer *l, serve_span *span, int64_t T) MOE_MUST_CHECK;
 
 /* layers.c */
+void serve_add_bias(float *y, size_t ldy, const float *bias, int64_t rows, int n); /* NULL: nothing */
 moe_err serve_product(serve *s, const weight *const *w, float *const *y, const size_t *ldy, int n, const float *x, size_t ldx, int64_t rows,
                       bool accumulate) MOE_MUST_CHECK;
 moe_err serve_one_product(serve *s, const weight *w, float *y, size_t ldy, const float *x, size_t ldx, int64_t rows, bool accumulate) MOE_MUST_CHECK;

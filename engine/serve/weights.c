@@ -22,6 +22,11 @@ static const float **vector_of(serve_layer *l, tensor_role role)
     case ROLE_V_BIAS: return &l->v_bias;
     case ROLE_O_BIAS: return &l->o_bias;
     case ROLE_ROUTER_BIAS: return &l->router_bias;
+    case ROLE_SINKS: return &l->sinks;
+    case ROLE_LOGIT_BIAS: return &l->logit_bias;
+    case ROLE_GATE_BIAS: return &l->expert_bias[0];
+    case ROLE_UP_BIAS: return &l->expert_bias[1];
+    case ROLE_DOWN_BIAS: return &l->expert_bias[2];
     default: return NULL;
     }
 }

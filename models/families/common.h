@@ -63,6 +63,7 @@ extern const model_family family_olmoe;
 extern const model_family family_qwen2_moe;
 extern const model_family family_mixtral;
 extern const model_family family_glm4_moe;
+extern const model_family family_gpt_oss;
 extern const model_family family_llama;
 extern const model_family family_qwen2;
 extern const model_family family_qwen3;

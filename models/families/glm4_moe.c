@@ -55,4 +55,4 @@ static moe_err build(model_spec *m, const model_value *values)
     return spec_validate(m);
 }
 
-const model_family family_glm4_moe = {"glm4_moe", "Glm4MoeForCausalLM", KEYS, NKEYS, NKEYS, build};
+const model_family family_glm4_moe = {"glm4_moe", "Glm4MoeForCausalLM", KEYS, NKEYS, NKEYS, build, NULL};

@@ -32,4 +32,4 @@ static moe_err build(model_spec *m, const model_value *values)
     return family_dense(m, &v);
 }
 
-const model_family family_llama = {"llama", "LlamaForCausalLM", KEYS, NKEYS, NKEYS, build};
+const model_family family_llama = {"llama", "LlamaForCausalLM", KEYS, NKEYS, NKEYS, build, NULL};

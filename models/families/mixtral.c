@@ -44,4 +44,4 @@ static moe_err build(model_spec *m, const model_value *values)
     return spec_validate(m);
 }
 
-const model_family family_mixtral = {"mixtral", "MixtralForCausalLM", KEYS, NKEYS, NKEYS, build};
+const model_family family_mixtral = {"mixtral", "MixtralForCausalLM", KEYS, NKEYS, NKEYS, build, NULL};

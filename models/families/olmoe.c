@@ -55,4 +55,4 @@ static moe_err build(model_spec *m, const model_value *values)
     return MOE_OK;
 }
 
-const model_family family_olmoe = {"olmoe", "OlmoeForCausalLM", KEYS, NKEYS, NKEYS - FAMILY_EXTENSIONS - 1 /* moe_intermediate_size */, build};
+const model_family family_olmoe = {"olmoe", "OlmoeForCausalLM", KEYS, NKEYS, NKEYS - FAMILY_EXTENSIONS - 1 /* moe_intermediate_size */, build, NULL};

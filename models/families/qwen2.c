@@ -33,4 +33,4 @@ static moe_err build(model_spec *m, const model_value *values)
     return family_dense(m, &v);
 }
 
-const model_family family_qwen2 = {"qwen2", "Qwen2ForCausalLM", KEYS, NKEYS, NKEYS, build};
+const model_family family_qwen2 = {"qwen2", "Qwen2ForCausalLM", KEYS, NKEYS, NKEYS, build, NULL};

@@ -48,4 +48,4 @@ static moe_err build(model_spec *m, const model_value *values)
     return spec_validate(m);
 }
 
-const model_family family_qwen2_moe = {"qwen2_moe", "Qwen2MoeForCausalLM", KEYS, NKEYS, NKEYS, build};
+const model_family family_qwen2_moe = {"qwen2_moe", "Qwen2MoeForCausalLM", KEYS, NKEYS, NKEYS, build, NULL};

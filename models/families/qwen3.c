@@ -34,4 +34,4 @@ static moe_err build(model_spec *m, const model_value *values)
     return family_dense(m, &v);
 }
 
-const model_family family_qwen3 = {"qwen3", "Qwen3ForCausalLM", KEYS, NKEYS, NKEYS, build};
+const model_family family_qwen3 = {"qwen3", "Qwen3ForCausalLM", KEYS, NKEYS, NKEYS, build, NULL};

@@ -45,4 +45,4 @@ static moe_err build(model_spec *m, const model_value *values)
     return spec_validate(m);
 }
 
-const model_family family_qwen3_moe = {"qwen3_moe", "Qwen3MoeForCausalLM", KEYS, NKEYS, NKEYS - FAMILY_EXTENSIONS, build};
+const model_family family_qwen3_moe = {"qwen3_moe", "Qwen3MoeForCausalLM", KEYS, NKEYS, NKEYS - FAMILY_EXTENSIONS, build, NULL};

@@ -21,6 +21,7 @@ static const gguf_architecture ARCHITECTURES[] = {
     {.name = "qwen2moe", .model_type = "qwen2_moe"},
     {.name = "qwen3moe", .model_type = "qwen3_moe", .normalize = true},
     {.name = "glm4moe", .model_type = "glm4_moe", .sigmoid = true, .post_norm = true},
+    {.name = "gpt-oss", .model_type = "gpt_oss", .post_norm = true, .untruncated = true},
 };
 
 enum {
@@ -49,6 +50,7 @@ static const struct {
     {"expert_group_used_count", "topk_group", MODEL_INT, false},
     {"leading_dense_block_count", "first_k_dense_replace", MODEL_INT, false},
     {"attention.layer_norm_rms_epsilon", "rms_norm_eps", MODEL_NUMBER, true},
+    {"attention.sliding_window", "sliding_window", MODEL_INT, false},
     {"attention.clamp_kqv", "clip_qkv", MODEL_NUMBER, false},
     {"expert_weights_norm", "norm_topk_prob", MODEL_BOOL, false},
     {"expert_weights_scale", "routed_scaling_factor", MODEL_NUMBER, false},
@@ -97,7 +99,7 @@ static moe_err find_architecture(opening *o)
         if (strlen(ARCHITECTURES[i].name) == n && memcmp(ARCHITECTURES[i].name, name, n) == 0)
             o->arch = &ARCHITECTURES[i];
     if (o->arch == NULL)
-        return moe_fail(MOE_E_CONFIG, "%s: general.architecture is \"%.*s\": llama, qwen2, qwen3, olmoe, qwen2moe, qwen3moe and glm4moe are computed",
+        return moe_fail(MOE_E_CONFIG, "%s: general.architecture is \"%.*s\": llama, qwen2, qwen3, olmoe, qwen2moe, qwen3moe, glm4moe and gpt-oss are computed",
                         gguf_path(o->g, 0), n < 64 ? (int)n : 64, name);
     if (has_key(o, "expert_count"))
         TRY(gguf_get_int(o->g, full_key(o, "expert_count", full), 0, INT32_MAX, &o->experts));
@@ -144,6 +146,14 @@ static moe_err number_text(const opening *o, const char *key, char out[TEXT_NUMB
     return MOE_OK;
 }
 
+/* Keys that must agree with what is computed anyway. */
+static moe_err check_key(const opening *o, const char *key, int64_t expected)
+{
+    char full[96];
+    int64_t x;
+    return has_key(o, key) ? gguf_get_int(o->g, full_key(o, key, full), expected, expected, &x) : MOE_OK;
+}
+
 static moe_err add_key(opening *o, int i)
 {
     char full[96], number[TEXT_NUMBER];
@@ -152,6 +162,10 @@ static moe_err add_key(opening *o, int i)
     if (!has_key(o, KEYS[i].key) && !KEYS[i].required)
         return MOE_OK;
     full_key(o, KEYS[i].key, full);
+    if (!family_has(o, KEYS[i].name) && strcmp(KEYS[i].name, "moe_intermediate_size") == 0) { /* the same as intermediate_size */
+        TRY(gguf_get_int(o->g, full_key(o, "feed_forward_length", full), 0, INT32_MAX, &whole));
+        return check_key(o, KEYS[i].key, whole);
+    }
     if (!family_has(o, KEYS[i].name))
         return moe_fail(MOE_E_CONFIG, "%s: key %s: a %s model has no %s", gguf_path(o->g, 0), full, o->family->model_type, KEYS[i].name);
     if (KEYS[i].kind == MODEL_INT) {
@@ -165,14 +179,6 @@ static moe_err add_key(opening *o, int i)
         add(o, KEYS[i].name, "%s", flag ? "true" : "false");
     }
     return MOE_OK;
-}
-
-/* Keys that must agree with what is computed anyway. */
-static moe_err check_key(const opening *o, const char *key, int64_t expected)
-{
-    char full[96];
-    int64_t x;
-    return has_key(o, key) ? gguf_get_int(o->g, full_key(o, key, full), expected, expected, &x) : MOE_OK;
 }
 
 /* The factors of rope_freqs.weight: each inverse frequency is divided by its own. */
@@ -365,8 +371,10 @@ static moe_err add_derived(opening *o)
     return add_heads(o);
 }
 
-static bool is_known_key(const char *key)
+static bool is_known_key(const opening *o, const char *key)
 {
+    if (strcmp(key, "attention.sliding_window") == 0)
+        return family_has(o, "sliding_attention_layers");
     for (int i = 0; i < NKEYS; i++)
         if (strcmp(KEYS[i].key, key) == 0)
             return true;
@@ -381,7 +389,7 @@ static moe_err check_keys(const opening *o)
     const size_t n = strlen(o->arch->name);
     for (int64_t i = 0; i < gguf_keys(o->g); i++) {
         const char *key = gguf_key(o->g, i)->key;
-        if (strncmp(key, o->arch->name, n) == 0 && key[n] == '.' && !is_known_key(key + n + 1))
+        if (strncmp(key, o->arch->name, n) == 0 && key[n] == '.' && !is_known_key(o, key + n + 1))
             return moe_fail(MOE_E_CONFIG, "%s: key %s is not known for %s and might change the numbers", gguf_path(o->g, 0), key, o->arch->name);
     }
     return MOE_OK;

@@ -185,6 +185,8 @@ static const spelling SPELLINGS[] = {
     ROPE_MEMBERS("rope_scaling"),
     {NULL, "num_local_experts", {"num_experts", MODEL_INT, "", ""}},
     {NULL, "n_routed_experts", {"num_experts", MODEL_INT, "", ""}},
+    {NULL, "experts_per_token", {"num_experts_per_tok", MODEL_INT, "", ""}},
+    {NULL, "initial_context_length", {"rope_original_max_position_embeddings", MODEL_INT, "", ""}},
 };
 
 enum { NSPELLINGS = sizeof SPELLINGS / sizeof *SPELLINGS };
@@ -217,8 +219,8 @@ static moe_err read_rope(json_reader *r, const char *name, model_value *other)
     }
 }
 
-/* layer_types (transformers 5): attention over everything in every layer, or null. */
-static moe_err read_layer_types(json_reader *r)
+/* layer_types (transformers 5): attention over everything in every layer, or null; `sliding`, where the family has such layers: their numbers. */
+static moe_err read_layer_types(json_reader *r, model_value *sliding)
 {
     json_event e;
     TRY(json_next(r, &e));
@@ -226,13 +228,34 @@ static moe_err read_layer_types(json_reader *r)
         return MOE_OK;
     if (e != JSON_ARRAY)
         return json_fail(r, MOE_E_CONFIG, "layer_types is %s: expected an array or null", json_event_name(e));
-    for (;;) {
+    if (sliding != NULL && sliding->set)
+        return json_fail(r, MOE_E_DATA, "layer_types occurs twice");
+    if (sliding != NULL)
+        *sliding = (model_value){.set = true, .ints = calloc(MODEL_MAX_LAYERS, sizeof *sliding->ints)};
+    if (sliding != NULL && sliding->ints == NULL)
+        return moe_fail(MOE_E_OS, "out of memory");
+    for (int64_t layer = 0;; layer++) {
         TRY(json_next(r, &e));
         if (e == JSON_ARRAY_END)
             return MOE_OK;
-        if (e != JSON_STRING || !json_is(r, "full_attention"))
-            return json_fail(r, MOE_E_CONFIG, "layer_types holds something else than \"full_attention\", which alone is computed");
+        if (sliding != NULL && layer == MODEL_MAX_LAYERS)
+            return json_fail(r, MOE_E_CONFIG, "layer_types has more than %d entries", (int)MODEL_MAX_LAYERS);
+        if (sliding != NULL)
+            sliding->integer = layer + 1;
+        if (sliding != NULL && e == JSON_STRING && json_is(r, "sliding_attention"))
+            sliding->ints[sliding->nints++] = layer;
+        else if (e != JSON_STRING || !json_is(r, "full_attention"))
+            return json_fail(r, MOE_E_CONFIG, "layer_types holds something else than \"full_attention\"%s computed",
+                             sliding != NULL ? " and \"sliding_attention\", which are" : ", which alone is");
     }
+}
+
+static model_value *value_named(const model_family *f, model_value *values, const char *name)
+{
+    for (int i = 0; i < f->nkeys; i++)
+        if (strcmp(f->keys[i].name, name) == 0)
+            return &values[i];
+    return NULL;
 }
 
 static int find_key(const json_reader *r, const model_family *f)
@@ -262,7 +285,7 @@ static moe_err read_entry(json_reader *r, const model_family *f, model_value *va
     if (json_is(r, "rope_scaling"))
         return read_rope(r, "rope_scaling", other);
     if (json_is(r, "layer_types"))
-        return read_layer_types(r);
+        return read_layer_types(r, value_named(f, values, "sliding_attention_layers"));
     if (json_is(r, "quantization_config"))
         return hf_read_quantization(r);
     for (int k = 0; k < NSPELLINGS; k++)

@@ -42,6 +42,8 @@ static moe_err check_exportable(const model_spec *m)
     const char *what = NULL;
     if (is_family(m, "glm4_moe"))
         return MOE_OK;
+    if (model_family_find(m->model_type)->served_only != NULL)
+        return moe_fail(MOE_E_CONFIG, "a %s model is served only: its checkpoints are not written", m->model_type);
     if (m->F_shared > 0 && !is_family(m, "qwen2_moe"))
         what = "a shared expert (shared_expert_intermediate_size)";
     else if (m->correction_bias)

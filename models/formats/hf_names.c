@@ -64,11 +64,29 @@ static hf_place columns_place(const model_spec *m, const tensor_info *info)
     return p;
 }
 
+/* experts.gate_up_proj_bias [E, 2F], numbers of gate and up in turn, as one row; experts.down_proj_bias [E, D]. */
+static hf_place bias_place(const model_spec *m, const tensor_info *info)
+{
+    const bool down = info->role == ROLE_DOWN_BIAS;
+    hf_place p = {.dims = 2, .shape = {m->E, down ? m->D : 2 * (int64_t)m->F}, .row_step = 1};
+    if (!down) {
+        p.stored = STORED_COLUMNS;
+        p.row_step = 2;
+        p.row_first = info->role == ROLE_UP_BIAS;
+    }
+    snprintf(p.name, sizeof p.name, "model.layers.%d.mlp.experts.%s_bias", info->layer, down ? "down_proj" : "gate_up_proj");
+    return p;
+}
+
 int hf_places(const model_spec *m, const tensor_info *info, hf_place out[HF_PLACES])
 {
     static const char block[] = ".block_sparse_moe.";
     const char *at = strstr(info->name, block);
     int n = 0;
+    if (info->role == ROLE_GATE_BIAS || info->role == ROLE_UP_BIAS || info->role == ROLE_DOWN_BIAS) {
+        out[n++] = bias_place(m, info);
+        return n;
+    }
     out[n++] = own_place(info);
     if (at != NULL) { /* transformers 5 calls Mixtral's block mlp */
         out[n] = own_place(info);

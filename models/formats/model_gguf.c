@@ -22,6 +22,8 @@ static const struct {
     {ROLE_GATE, "ffn_gate.weight"},          {ROLE_UP, "ffn_up.weight"},                {ROLE_DOWN, "ffn_down.weight"},
     {ROLE_SHARED_GATE, "ffn_gate_shexp.weight"}, {ROLE_SHARED_UP, "ffn_up_shexp.weight"}, {ROLE_SHARED_DOWN, "ffn_down_shexp.weight"},
     {ROLE_SHARED_SWITCH, "ffn_gate_inp_shexp.weight"}, {ROLE_FINAL_NORM, "output_norm.weight"}, {ROLE_LM_HEAD, "output.weight"},
+    {ROLE_SINKS, "attn_sinks.weight"},       {ROLE_LOGIT_BIAS, "ffn_gate_inp.bias"},    {ROLE_GATE_BIAS, "ffn_gate_exps.bias"},
+    {ROLE_UP_BIAS, "ffn_up_exps.bias"},      {ROLE_DOWN_BIAS, "ffn_down_exps.bias"},
 };
 
 /* The file being opened. */
@@ -61,10 +63,14 @@ static moe_err read_spec(opening *o, model *m)
     return hf_config_parse(&m->spec, m->config, bytes, name);
 }
 
-static moe_err check_shape(const opening *o, const gguf_tensor *t, const tensor_info *info, int experts)
+static moe_err check_shape(const opening *o, const model *m, const gguf_tensor *t, const tensor_info *info, int experts)
 {
     const bool vector = info->layout == TENSOR_VECTOR;
-    const int64_t expected[GGUF_DIMS] = {info->cols, vector ? 1 : info->rows, experts, 1};
+    int64_t expected[GGUF_DIMS] = {info->cols, vector ? 1 : info->rows, experts, 1};
+    if (info->role == ROLE_GATE_BIAS || info->role == ROLE_UP_BIAS || info->role == ROLE_DOWN_BIAS) { /* a row each */
+        expected[0] = info->cols / m->spec.E;
+        expected[1] = m->spec.E;
+    }
     if (memcmp(t->shape, expected, sizeof expected) == 0)
         return MOE_OK;
     return moe_fail(MOE_E_DATA, "%s: %s has shape [%lld, %lld, %lld, %lld]: expected [%lld, %lld, %lld, 1] (a row's length first)",
@@ -93,7 +99,7 @@ static moe_err fill_extent(const opening *o, model *m, const tensor_info *info)
         t = find_expert(o, info);
     if (t == NULL)
         return moe_fail(MOE_E_DATA, "%s: tensor %s is missing", gguf_path(o->g, 0), name);
-    TRY(check_shape(o, t, info, together ? m->spec.E : 1));
+    TRY(check_shape(o, m, t, info, together ? m->spec.E : 1));
     TRY(model_rows_extent(e, gguf_path(o->g, t->file), info, t->format));
     e->file = t->file;
     e->offset = t->begin + (together ? (uint64_t)info->expert * e->bytes : 0);

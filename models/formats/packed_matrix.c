@@ -95,9 +95,8 @@ static moe_err convert_rows(packed_matrix *p, const model *m, const model_extent
 static moe_err load_vector(packed_matrix *p, const model *m, const model_extent *e, const tensor_info *t, uint8_t *out)
 {
     const int hd = model_spec_of(m)->hd;
-    TRY(grow(&p->raw, &p->raw_bytes, e->bytes));
     TRY(grow(&p->floats, &p->floats_bytes, (size_t)t->cols * sizeof(float)));
-    TRY(model_read(m, e->file, e->offset, p->raw, e->bytes));
+    TRY(read_rows(p, m, e, t, 0, 1));
     numfmt_to_f32(p->floats, p->raw, e->format, t->cols);
     for (int64_t i = 0; i < t->cols; i++)
         memcpy(out + 4 * (size_t)i, &p->floats[stored_row(e, hd, i)], 4);

@@ -20,8 +20,10 @@ Test(family, defaults_build)
         cr_assert_eq(spec_moe_layers(&m), m.E > 0 ? m.L - glm : 0);
         cr_assert((m.F_shared > 0) == (glm || strcmp(m.model_type, "qwen2_moe") == 0));
         cr_assert(m.rotary == (glm ? 64 : m.hd));
-        cr_assert(m.correction_bias == glm && m.router.groups == 1 && m.router.scale == 1.0f && !m.router.topk_first);
-        cr_assert(m.rope.type == ROPE_DEFAULT && m.rope.factor == 1.0);
+        const bool oss = strcmp(f->model_type, "gpt_oss") == 0;
+        cr_assert(m.correction_bias == glm && m.router.groups == 1 && m.router.scale == 1.0f && m.router.topk_first == oss);
+        cr_assert(oss ? m.rope.type == ROPE_YARN && m.rope.factor == 32.0 : m.rope.type == ROPE_DEFAULT && m.rope.factor == 1.0);
+        cr_assert((f->served_only != NULL) == oss);
         for (int k = 0; k < f->nkeys; k++)
             for (int j = 0; j < k; j++)
                 cr_assert_neq(strcmp(f->keys[k].name, f->keys[j].name), 0, "%s twice", f->keys[k].name);
@@ -87,6 +89,20 @@ Test(family, glm4_moe)
     cr_assert(m.router.score == ROUTER_SIGMOID && m.router.scale == 2.5f && m.router.normalize && !m.moe_layer[0] && m.moe_layer[1]);
 }
 
+Test(family, gpt_oss)
+{
+    model_spec m;
+    cr_assert_eq(make_spec(&m, "gpt_oss", ""), MOE_OK, "%s", moe_error_text());
+    cr_assert(m.D == 2880 && m.F == 2880 && m.hd == 64 && m.H == 64 && m.Hkv == 8 && m.E == 128 && m.K == 4 && m.qkv_bias && m.o_bias);
+    cr_assert(m.sinks && m.logit_bias && m.expert_bias && m.swiglu_alpha == 1.702f && m.swiglu_limit == 7.0f && m.names == NAMES_GPT_OSS);
+    cr_assert(m.window == 128 && m.windowed[0] && !m.windowed[1] && m.windowed[34] && !m.windowed[35]);
+    cr_assert(!m.rope.truncate && m.rope.original_positions == 4096 && m.rope.beta_fast == 32 && m.rope_theta == 150000.0);
+    cr_assert_eq(make_spec(&m, "gpt_oss", "num_hidden_layers=4 sliding_attention_layers=[1,2] rope_type=default swiglu_limit=3.5"), MOE_OK);
+    cr_assert(!m.windowed[0] && m.windowed[1] && m.windowed[2] && !m.windowed[3] && m.rope.type == ROPE_DEFAULT && m.swiglu_limit == 3.5f);
+    cr_assert_eq(make_spec(&m, "gpt_oss", "num_hidden_layers=2 sliding_attention_layers=[] sliding_window=null"), MOE_OK, "%s", moe_error_text());
+    cr_assert(!m.windowed[0] && !m.windowed[1]);
+}
+
 static void check_layers(const char *pairs, const char *expected)
 {
     model_spec m;
@@ -144,6 +160,9 @@ Test(family, refuses_by_name)
         {"llama", "rope_type=llama3 rope_factor=8 rope_low_freq_factor=4", "rope_high_freq_factor is 4"},
         {"llama", "rope_type=llama3 rope_factor=8 rope_low_freq_factor=0", "rope_low_freq_factor is 0"},
         {"llama", "rope_type=llama3 rope_original_max_position_embeddings=0", "rope_original_max_position_embeddings is 0"},
+        {"gpt_oss", "sliding_window=0", "sliding_window is 0"},
+        {"gpt_oss", "sliding_attention_layers=[36]", "names layer 36"},
+        {"gpt_oss", "swiglu_limit=0", "swiglu_limit is 0"},
         {"qwen2", "use_sliding_window=true", "use_sliding_window is true"},
         {"mixtral", "sliding_window=4096", "sliding_window is 4096"},
         {"mixtral", "router_jitter_noise=0.1", "router_jitter_noise is 0.1"},

@@ -33,6 +33,7 @@ static const struct {
     {"mixtral", "head_dim=10"},
     {"qwen2_moe", "moe_intermediate_size=7 shared_expert_intermediate_size=19 head_dim=6 mlp_only_layers=[2]"},
     {"glm4_moe", "moe_intermediate_size=7 n_shared_experts=3 head_dim=8 attention_bias=true use_qk_norm=true"},
+    {"gpt_oss", "head_dim=12"},
     {"llama", ""},
     {"llama", "attention_bias=true head_dim=6 tie_word_embeddings=true"},
     {"qwen2", "num_key_value_heads=1 head_dim=10"},
@@ -92,7 +93,7 @@ static void check_table(const model_spec *m)
         cr_assert_geq(t[i].floats, (size_t)(t[i].rows * t[i].cols));
         cr_assert_eq(t[i].panel_row % PANEL, 0);
         cr_assert_eq(t[i].decay, t[i].layout != TENSOR_VECTOR);
-        cr_assert_eq(t[i].layout == TENSOR_VECTOR && t[i].init_value == 0.0f, strstr(t[i].name, "bias") != NULL, "%s", t[i].name);
+        cr_assert_eq(t[i].layout == TENSOR_VECTOR && t[i].init_value == 0.0f, strstr(t[i].name, "bias") != NULL || t[i].role == ROLE_SINKS, "%s", t[i].name);
         cr_assert_eq(t[i].state, strstr(t[i].name, "correction_bias") != NULL);
         for (int64_t j = i + 1; j < n; j++) {
             cr_assert_neq(strcmp(t[i].name, t[j].name), 0, "%s twice", t[i].name);
@@ -277,6 +278,8 @@ Test(spec, published_models)
     cr_assert_eq(spec_parameters(&m), 14315784192);
     cr_assert_eq(make_spec(&m, "glm4_moe", "head_dim=128 attention_bias=true"), MOE_OK, "%s", moe_error_text()); /* GLM-4.5-Air */
     cr_assert_eq(spec_parameters(&m), 106852245504);
+    cr_assert_eq(make_spec(&m, "gpt_oss", "num_hidden_layers=24 num_experts=32"), MOE_OK, "%s", moe_error_text()); /* gpt-oss-20b */
+    cr_assert_eq(spec_parameters(&m), 20914757184);
     cr_assert_eq(make_spec(&m, "llama", "vocab_size=49152 hidden_size=576 intermediate_size=1536 num_hidden_layers=30 num_attention_heads=9 "
                                         "num_key_value_heads=3 tie_word_embeddings=true"),
                  MOE_OK, "%s", moe_error_text()); /* SmolLM2-135M */
