@@ -5,6 +5,8 @@
 
 #include <string.h>
 
+#include "kernels/half.h"
+
 enum { FP8 = 128 /* rows and columns that share a scale */ };
 static const float FP8_LEAST = 0x1p-120f, FP8_MOST = 0x1p100f; /* of a scale: its products with 2^-9 .. 448 are normal numbers of fp32 */
 enum { MX = 32 /* numbers of an MXFP4 block */, MX_BYTES = MX / 2, MX_NAN = 255 };
@@ -49,10 +51,11 @@ static moe_err fp8_row(const model_source *s, int64_t row, uint8_t *out)
 {
     const uint8_t *in = stored_row(s, row), *scales = s->scales + (size_t)(row / FP8 - s->first / FP8) * s->at->scale_row_bytes;
     for (int64_t b = 0; b < s->cols / FP8; b++, out += sizeof(float) + FP8) {
-        float scale;
+        uint32_t bits; /* a denormal is no zero, whatever the mode of the thread */
         uint8_t none = 0;
-        memcpy(&scale, scales + (size_t)b * sizeof scale, sizeof scale);
-        if (scale != 0 && !(scale >= FP8_LEAST && scale <= FP8_MOST))
+        memcpy(&bits, scales + (size_t)b * sizeof bits, sizeof bits);
+        const float scale = bits_float(bits);
+        if ((bits & 0x7fffffffu) != 0 && !(scale >= FP8_LEAST && scale <= FP8_MOST))
             return moe_fail(MOE_E_DATA, "%s: %s: the scale of rows %lld to %lld, columns %lld to %lld is %g: expected 0, or 2^-120 to 2^100", s->path,
                             s->name, (long long)(row / FP8 * FP8), (long long)(row / FP8 * FP8 + FP8 - 1), (long long)(b * FP8),
                             (long long)(b * FP8 + FP8 - 1), (double)scale);
