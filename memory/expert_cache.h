@@ -29,9 +29,9 @@ typedef struct expert_cache_config {
     const char *policy;       /* NULL: the default                                            */
     /* Where a section lies: fills range[], returns how many (1 .. EXPERT_RANGES). */
     int (*ranges)(void *user, expert_id id, expert_range range[EXPERT_RANGES]);
-    /* The ranges as read (raw[i], any alignment) -> slot. NULL: one range that is read straight into the slot (4 KiB-aligned record). On the compute
+    /* The ranges as read (raw[i], any alignment, land's to overwrite) -> slot. NULL: one range that is read straight into the slot (4 KiB-aligned record). On the compute
      * thread. MOE_E_DATA: the record is damaged (checksum). */
-    moe_err (*land)(void *user, expert_id id, const void *const raw[EXPERT_RANGES], void *slot);
+    moe_err (*land)(void *user, expert_id id, void *const raw[EXPERT_RANGES], void *slot);
     /* Beside land NULL: looks at a record in its slot before anybody gets it. MOE_E_DATA: it is damaged. NULL: not looked at. */
     moe_err (*check)(void *user, expert_id id, const void *slot);
     void *user;

@@ -37,7 +37,7 @@ typedef struct flight {
     moe_err rc;
     char text[256]; /* of the first piece that failed */
     char *landing;  /* NULL: none                     */
-    const void *raw[EXPERT_RANGES];
+    void *raw[EXPERT_RANGES];
     size_t bytes; /* asked from the disk */
     io_transfer *piece;
 } flight;

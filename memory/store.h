@@ -42,6 +42,11 @@ void store_close(store *s); /* waits for what is in flight; NULL: no-op */
 /* Slots per part on disk: at least store_config.slots. */
 int store_slots(const store *s);
 
+/* For readers that bring their own I/O: checks the folders' identities, opens and changes nothing. *slots: how many each part has. */
+moe_err store_look(const store_config *c, int *slots) MOE_MUST_CHECK;
+/* Where a part of a section lies: in the file slot-<slot>.bin of folder *dir. */
+void store_where(const store_config *c, section_id section, store_part part, int *dir, uint64_t *offset);
+
 /* Optional, before the first transfer: memory that buffers come from, registered with the kernel where that is allowed. Only speed. */
 void store_register(store *s, void *base, size_t bytes);
 

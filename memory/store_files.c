@@ -422,3 +422,50 @@ void store_files_close(store *s)
     }
     free(s->drive);
 }
+
+/* --- looking -----------------------------------------------------------------------------------------------------------------
+ */
+
+static moe_err look(store *s, const store_config *c, int *slots)
+{
+    char path[STORE_PATH];
+    TRY(store_layout(s, c));
+    s->drive = calloc((size_t)s->ndirs, sizeof *s->drive);
+    if (s->drive == NULL)
+        return moe_fail(MOE_E_OS, "store: out of memory");
+    *slots = STORE_MAX_SLOTS;
+    for (int d = 0; d < s->ndirs; d++) {
+        store_id id;
+        s->drive[d].dir = strdup(c->dirs[d]);
+        if (s->drive[d].dir == NULL)
+            return moe_fail(MOE_E_OS, "store: out of memory");
+        TRY(id_read(s, d, &id, path));
+        TRY(id_check(s, d, &id, path));
+        *slots = (int)id.slots < *slots ? (int)id.slots : *slots;
+    }
+    return MOE_OK;
+}
+
+moe_err store_look(const store_config *c, int *slots)
+{
+    *slots = 0;
+    store *s = calloc(1, sizeof *s);
+    if (s == NULL)
+        return moe_fail(MOE_E_OS, "store: out of memory");
+    s->io = c->io;
+    const moe_err rc = look(s, c, slots);
+    for (int d = 0; s->drive != NULL && d < s->ndirs; d++)
+        free(s->drive[d].dir);
+    free(s->drive);
+    free(s);
+    return rc;
+}
+
+void store_where(const store_config *c, section_id section, store_part part, int *dir, uint64_t *offset)
+{
+    uint64_t at = (uint64_t)(section / c->ndirs) * record_bytes_of(c);
+    for (int p = 0; p < (int)part; p++)
+        at += pad(c->part_bytes[p]);
+    *dir = section % c->ndirs;
+    *offset = at;
+}

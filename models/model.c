@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "models/formats/gguf.h"
+#include "models/formats/hf_private.h"
 #include "models/formats/model_private.h"
 #include "models/text/tokenizer_gguf.h"
 
@@ -97,8 +98,8 @@ static moe_err find_kind(const char *path, model_kind *kind)
     else if (has(path, "config.json"))
         *kind = MODEL_HF;
     else if (has(path, "config.yaml") && has(path, "uuid"))
-        return moe_fail(MOE_E_NOINPUT, "%s is a run folder of moe-train, whose states are spread over its stores; make a model of its last checkpoint first: "
-                        "moe-train export %s --out DIR", path, path);
+        return moe_fail(MOE_E_NOINPUT, "%s is a run folder of moe-train, which is not a model here; moe-train export %s --out DIR makes one of its last checkpoint",
+                        path, path);
     else
         return moe_fail(MOE_E_NOINPUT, "%s holds no model: %s", path, expected);
     return MOE_OK;
@@ -126,10 +127,46 @@ fail:
     return rc;
 }
 
+moe_err model_new(model **out, const char *name, model_kind kind, const model_spec *spec)
+{
+    text_buf config = {0};
+    model *m = *out = calloc(1, sizeof *m);
+    if (m == NULL || (m->name = strdup(name)) == NULL) {
+        free(m);
+        *out = NULL;
+        return moe_fail(MOE_E_OS, "out of memory");
+    }
+    m->kind = kind;
+    m->spec = *spec;
+    moe_err rc = hf_config_text(&config, spec, HF_F32);
+    if (rc == MOE_OK && config.failed)
+        rc = moe_fail(MOE_E_OS, "out of memory");
+    m->config = config.data;
+    if (rc == MOE_OK)
+        return MOE_OK;
+    model_close(m);
+    *out = NULL;
+    return rc;
+}
+
+moe_err model_set_extent(model *m, const tensor_info *info, const model_extent *e)
+{
+    const model_file *f = &m->file[e->file];
+    if (e->offset > f->bytes || e->bytes > f->bytes - e->offset)
+        return moe_fail(MOE_E_DATA, "%s: %s is %llu bytes at %llu, but the file ends at %llu", f->path, info->name, (unsigned long long)e->bytes,
+                        (unsigned long long)e->offset, (unsigned long long)f->bytes);
+    m->extent[info->id] = *e;
+    return MOE_OK;
+}
+
+void model_set_experts(model *m, const model_experts *source) { m->experts = *source; }
+
 void model_close(model *m)
 {
     if (m == NULL)
         return;
+    if (m->experts.close != NULL)
+        m->experts.close(m->experts.user);
     for (int i = 0; i < m->files; i++) {
         if (m->file[i].fd >= 0)
             close(m->file[i].fd);
@@ -147,6 +184,7 @@ void model_close(model *m)
 model_kind model_kind_of(const model *m) { return m->kind; }
 const char *model_name(const model *m) { return m->name; }
 const model_spec *model_spec_of(const model *m) { return &m->spec; }
+const model_experts *model_expert_source(const model *m) { return m->experts.ranges != NULL ? &m->experts : NULL; }
 const char *model_config(const model *m) { return m->config; }
 int model_files(const model *m) { return m->files; }
 const char *model_path(const model *m, int file) { return m->file[file].path; }

@@ -36,7 +36,7 @@ static int ranges(void *user, expert_id id, expert_range r[EXPERT_RANGES])
     return THIRDS;
 }
 
-static moe_err land(void *user, expert_id id, const void *const raw[EXPERT_RANGES], void *slot)
+static moe_err land(void *user, expert_id id, void *const raw[EXPERT_RANGES], void *slot)
 {
     (void)id;
     const size_t third = (((const options *)user)->expert_bytes - 1024) / 3;

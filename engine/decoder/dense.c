@@ -85,17 +85,25 @@ static moe_err list_ranges(dense_part *d)
     return MOE_OK;
 }
 
-moe_err dense_open(dense_part *d, const model_spec *spec, int seq_len, bool training)
+size_t dense_tensor_at(const dense_part *d, const tensor_info *t) { return section_base(d, t) + t->offset; }
+
+moe_err dense_place(dense_part *d, const model_spec *spec)
 {
     *d = (dense_part){.spec = spec};
-    moe_err rc = MOE_OK;
     d->layer = calloc((size_t)spec->L, sizeof *d->layer);
     d->layout = calloc((size_t)spec->L, sizeof *d->layout);
-    if (d->layer == NULL || d->layout == NULL) {
-        rc = moe_fail(MOE_E_OS, "dense part: out of memory");
-        goto fail;
+    if (d->layer != NULL && d->layout != NULL) {
+        d->floats = place_sections(d, spec);
+        return MOE_OK;
     }
-    d->floats = place_sections(d, spec);
+    dense_close(d);
+    return moe_fail(MOE_E_OS, "dense part: out of memory");
+}
+
+moe_err dense_open(dense_part *d, const model_spec *spec, int seq_len, bool training)
+{
+    moe_err rc = MOE_OK;
+    TRY(dense_place(d, spec));
     TRY_GOTO(list_ranges(d), rc, fail);
     TRY_GOTO(budget_alloc(&d->memory, layout_arrays(d, spec, seq_len, training, NULL) * sizeof(float), "dense part"), rc, fail);
     layout_arrays(d, spec, seq_len, training, d->memory);

@@ -29,6 +29,11 @@ typedef struct dense_part {
     void *memory;
 } dense_part;
 
+/* Only where everything lies: floats, sections, layouts; no memory. */
+moe_err dense_place(dense_part *d, const model_spec *spec) MOE_MUST_CHECK;
+/* Where a tensor that is no expert's begins in the dense arrays, in floats. */
+size_t dense_tensor_at(const dense_part *d, const tensor_info *t);
+
 /* Bytes that dense_open will allocate. */
 size_t dense_bytes(const model_spec *spec, int seq_len, bool training);
 moe_err dense_open(dense_part *d, const model_spec *spec, int seq_len, bool training) MOE_MUST_CHECK;

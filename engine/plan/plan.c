@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "engine/plan/record.h"
 #include "memory/budget.h"
 
 enum {
@@ -35,17 +36,14 @@ static uint64_t slot_book(const train_plan *p) { return p->half_bytes > 0 ? 2 * 
 
 static void record_sizes(train_plan *p, const train_config *c)
 {
-    expert_layout e;
     size_t bytes[STORE_PARTS];
-    spec_expert_layout(&c->model, &e);
-    p->part_bytes = (e.floats * sizeof(float) + IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN;
-    p->half_bytes = c->expert_weights == WEIGHTS_BF16 ? (e.floats * sizeof(uint16_t) + IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN : 0;
-    p->has_v = c->moments == MOMENTS_F32;
+    record_part_bytes(c, bytes);
+    p->part_bytes = bytes[STORE_M];
+    p->half_bytes = bytes[STORE_R];
+    p->has_v = bytes[STORE_V] > 0;
     p->record_parts = p->has_v ? 4 : 3;
-    for (int i = 0; i < STORE_PARTS; i++) {
-        bytes[i] = plan_part_bytes(p, (store_part)i);
+    for (int i = 0; i < STORE_PARTS; i++)
         p->record_bytes += bytes[i];
-    }
     p->slot_bytes = tier_slot_bytes(bytes);
     p->tier_full = (uint64_t)p->sections * (uint64_t)p->record_parts * p->slot_bytes;
 }

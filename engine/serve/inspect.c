@@ -118,7 +118,7 @@ moe_err inspect_model(inspect_report *r, const model *m, uint64_t host_bytes)
 
 static const char *kind_name(const model *m)
 {
-    static const char *const names[] = {[MODEL_HF] = "Hugging Face folder", [MODEL_GGUF] = "GGUF", [MODEL_PACKED] = "packed folder"};
+    static const char *const names[] = {[MODEL_HF] = "Hugging Face folder", [MODEL_GGUF] = "GGUF", [MODEL_PACKED] = "packed folder", [MODEL_RUN] = "run folder"};
     return names[model_kind_of(m)];
 }
 

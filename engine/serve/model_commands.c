@@ -10,6 +10,7 @@
 #include "engine/base/cli.h"
 #include "engine/serve/inspect.h"
 #include "engine/serve/json_text.h"
+#include "engine/train/run_model.h"
 #include "models/text/chat.h"
 #include "models/text/tokenizer.h"
 
@@ -29,7 +30,7 @@ moe_err command_inspect(const char *path, uint64_t host_bytes, bool json, FILE *
     model *m;
     inspect_report r;
     text_buf t = {0};
-    TRY(model_open(&m, path));
+    TRY(run_model_open(&m, path));
     moe_err rc = inspect_model(&r, m, host_bytes);
     if (rc == MOE_OK) {
         (json ? inspect_json : inspect_print)(&r, &t);
@@ -73,6 +74,26 @@ static moe_err read_file(const char *path, text_buf *t)
     return rc;
 }
 
+static moe_err open_tokenizer(tokenizer **out, const char *path)
+{
+    char *texts;
+    *out = NULL;
+    TRY(run_model_texts(&texts, path));
+    const moe_err rc = tokenizer_open(out, texts);
+    free(texts);
+    return rc;
+}
+
+static moe_err open_chat(chat **out, const char *path)
+{
+    char *texts;
+    *out = NULL;
+    TRY(run_model_texts(&texts, path));
+    const moe_err rc = chat_open(out, texts);
+    free(texts);
+    return rc;
+}
+
 static void add_ids(text_buf *t, const token_ids *ids, const char *between)
 {
     for (size_t i = 0; i < ids->n; i++)
@@ -100,7 +121,7 @@ moe_err command_tokenize(const char *path, const char *text, bool specials, bool
     text_buf in = {0}, t = {0};
     moe_err rc;
     TRY_GOTO(read_input(text, &in), rc, done);
-    TRY_GOTO(tokenizer_open(&tok, path), rc, done);
+    TRY_GOTO(open_tokenizer(&tok, path), rc, done);
     TRY_GOTO(tokenizer_encode(tok, in.used > 0 ? in.data : "", in.used, specials, &ids), rc, done);
     text_add(&t, json ? "{\"tokens\": [" : "");
     add_ids(&t, &ids, json ? ", " : ",");
@@ -139,7 +160,7 @@ moe_err command_detokenize(const char *path, const char *list, bool json, FILE *
     text_buf in = {0}, bytes = {0}, t = {0};
     moe_err rc;
     TRY_GOTO(read_input(list, &in), rc, done);
-    TRY_GOTO(tokenizer_open(&tok, path), rc, done);
+    TRY_GOTO(open_tokenizer(&tok, path), rc, done);
     const char *at = in.used > 0 ? in.data : "";
     for (;;) {
         const char *s;
@@ -183,10 +204,10 @@ moe_err command_template(const char *path, const char *messages, bool json, FILE
     moe_err rc;
     localtime_r(&seconds, &now);
     TRY_GOTO(read_file(messages, &in), rc, done);
-    TRY_GOTO(chat_open(&c, path), rc, done);
+    TRY_GOTO(open_chat(&c, path), rc, done);
     TRY_GOTO(chat_render(c, in.used > 0 ? in.data : "", in.used, &now, &text), rc, done);
     if (json) {
-        TRY_GOTO(tokenizer_open(&tok, path), rc, done);
+        TRY_GOTO(open_tokenizer(&tok, path), rc, done);
         TRY_GOTO(chat_encode(tok, &text, &ids), rc, done);
         text_add(&t, "{\"text\": ");
         json_text_add(&t, text.text, text.n);
@@ -245,7 +266,7 @@ moe_err command_pack(const char *path, const char *dir, const packed_options *o,
         options.progress = show_progress;
         options.user = &p;
     }
-    TRY(model_open(&m, path));
+    TRY(run_model_open(&m, path));
     const moe_err rc = packed_write(m, dir, &options);
     model_close(m);
     TRY(rc);
@@ -278,7 +299,7 @@ moe_err command_upcycle(const char *path, const char *dir, const upcycle_options
     options.stream = &stream;
     TRY_GOTO(moe_backend_find(&options.be, NULL), rc, done);
     TRY_GOTO(moe_pool_open(&stream.pool, (int)sysconf(_SC_NPROCESSORS_ONLN), KERNEL_SCRATCH_BYTES), rc, done);
-    TRY_GOTO(model_open(&m, path), rc, done);
+    TRY_GOTO(run_model_open(&m, path), rc, done);
     TRY_GOTO(upcycle_write(m, dir, &options), rc, done);
     TRY_GOTO(copy_tokenizer(m, dir), rc, done);
     fprintf(out, "%s: every feed-forward of %s became %d experts, %d of them for a token\n", dir, path, o->experts, o->top_k);

@@ -9,7 +9,7 @@
 /* Packed: one record, panels as they are in memory. In place: the bytes of three matrices and of their scales; gate and up may share theirs, which
  * are then read once. */
 struct expert_place {
-    expert_range range[EXPERT_RANGES];
+    expert_range range[EXPERT_RANGES]; /* of a run folder: the parts that an expert is made of */
     uint32_t id[3];             /* of gate, up, down in the model's table  */
     int8_t rows[3], scales[3];  /* which range holds them; scales -1: none */
     bool packed;
@@ -42,6 +42,7 @@ static moe_err place_expert(serve *s, int layer, int expert, struct expert_place
     model_record record;
     spec_expert_tensors(s->spec, layer, expert, info);
     const bool packed = model_find_record(s->c.model, layer, expert, &record);
+    const model_experts *const made = model_expert_source(s->c.model);
     size_t at = 0;
     for (int i = 0; i < 3; i++) {
         model_extent e;
@@ -51,7 +52,7 @@ static moe_err place_expert(serve *s, int layer, int expert, struct expert_place
         TRY(check_formats(l, &info[i], i, e.format));
         l->expert_at[i] = at;
         at += qpanel_bytes(e.format, info[i].rows, info[i].cols);
-        if (packed)
+        if (packed || made != NULL)
             continue;
         p->id[i] = info[i].id;
         p->rows[i] = add_range(p, e.file, e.offset, e.bytes);
@@ -60,6 +61,12 @@ static moe_err place_expert(serve *s, int layer, int expert, struct expert_place
     if (packed) {
         *p = (struct expert_place){.range = {{record.file, record.offset, record.bytes}}, .packed = true, .used = record.used, .sum = record.sum};
         at = record.bytes;
+    }
+    if (made != NULL) {
+        model_range part[MODEL_RANGES];
+        const int n = made->ranges(made->user, layer, expert, part);
+        for (int i = 0; i < n; i++)
+            p->range[i] = (expert_range){part[i].file, part[i].offset, part[i].bytes};
     }
     s->slot_bytes = at > s->slot_bytes ? at : s->slot_bytes;
     return MOE_OK;
@@ -90,7 +97,7 @@ static int find_ranges(void *user, expert_id id, expert_range range[EXPERT_RANGE
     return n;
 }
 
-static moe_err land(void *user, expert_id id, const void *const raw[EXPERT_RANGES], void *slot)
+static moe_err land(void *user, expert_id id, void *const raw[EXPERT_RANGES], void *slot)
 {
     const serve *s = user;
     const struct expert_place *p = &s->place[id];
@@ -98,6 +105,9 @@ static moe_err land(void *user, expert_id id, const void *const raw[EXPERT_RANGE
     const serve_layer *l = s->dense.layer;
     while (l->moe != (int)(id / (expert_id)m->E))
         l++;
+    const model_experts *const made = model_expert_source(s->c.model);
+    if (made != NULL)
+        return made->land(made->user, s->c.stream, (int)(l - s->dense.layer), (int)(id % (expert_id)m->E), raw, slot);
     static const char *const names[] = {"gate projection", "up projection", "down projection"};
     for (int i = 0; i < 3; i++) {
         const tensor_info info = {.id = p->id[i]};

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "engine/train/run_model.h"
 #include "memory/budget.h"
 
 static int processors(void)
@@ -58,7 +59,7 @@ moe_err session_open(session *s, const session_options *o)
     *s = (session){0};
     TRY_GOTO(find_kv(&s->config.kv, o->kv), rc, fail);
     TRY_GOTO(moe_backend_find(&s->config.be, o->backend), rc, fail);
-    TRY_GOTO(model_open(&s->model, o->path), rc, fail);
+    TRY_GOTO(run_model_open(&s->model, o->path), rc, fail);
     TRY_GOTO(io_open(&s->io, "auto", s->io_note), rc, fail);
     TRY_GOTO(moe_pool_open(&s->pool, o->threads > 0 ? o->threads : processors(), KERNEL_SCRATCH_BYTES), rc, fail);
     s->stream = (moe_stream){s->pool};

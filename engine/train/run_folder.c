@@ -66,15 +66,15 @@ static moe_err make_folders(const char *path)
     return rc;
 }
 
-static moe_err take_lock(run_folder *f)
+static moe_err take_lock(run_folder *f, bool shared)
 {
     char *path;
     TRY(run_folder_path(f, "lock", &path));
     moe_err rc = MOE_OK;
-    f->lock = open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0666);
+    f->lock = shared ? open(path, O_RDONLY | O_CLOEXEC) : open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0666);
     if (f->lock < 0)
-        rc = moe_fail(MOE_E_CREATE, "%s: cannot open: %s", path, strerror(errno));
-    else if (flock(f->lock, LOCK_EX | LOCK_NB) != 0)
+        rc = moe_fail(shared ? MOE_E_NOINPUT : MOE_E_CREATE, "%s: cannot open: %s", path, strerror(errno));
+    else if (flock(f->lock, (shared ? LOCK_SH : LOCK_EX) | LOCK_NB) != 0)
         rc = errno == EWOULDBLOCK ? moe_fail(MOE_E_TEMP, "%s: another process works in this run folder", f->path)
                                   : moe_fail(MOE_E_OS, "%s: cannot lock: %s", path, strerror(errno));
     free(path);
@@ -149,7 +149,7 @@ moe_err run_folder_open(run_folder *f, const char *path, bool create)
     TRY_GOTO(run_folder_path(f, "uuid", &file), rc, fail);
     if (!create && access(file, F_OK) != 0) /* nothing is left behind in a folder that is not ours */
         TRY_GOTO(moe_fail(MOE_E_NOINPUT, "%s: not a run folder (no file uuid in it)", f->path), rc, fail);
-    TRY_GOTO(take_lock(f), rc, fail);
+    TRY_GOTO(take_lock(f, false), rc, fail);
     TRY_GOTO(read_uuid(f, file, &found), rc, fail);
     if (!found)
         TRY_GOTO(write_uuid(f, file), rc, fail);
@@ -158,6 +158,27 @@ moe_err run_folder_open(run_folder *f, const char *path, bool create)
 fail:
     free(file);
     run_folder_close(f);
+    return rc;
+}
+
+moe_err run_folder_look(run_folder *f, const char *path)
+{
+    char *file = NULL;
+    bool found = false;
+    moe_err rc;
+    *f = (run_folder){.lock = -1};
+    f->path = realpath(path, NULL);
+    if (f->path == NULL)
+        return moe_fail(MOE_E_NOINPUT, "%s: %s", path, strerror(errno));
+    TRY_GOTO(run_folder_path(f, "uuid", &file), rc, done);
+    TRY_GOTO(take_lock(f, true), rc, done);
+    TRY_GOTO(read_uuid(f, file, &found), rc, done);
+    if (!found)
+        rc = moe_fail(MOE_E_NOINPUT, "%s: not a run folder (no file uuid in it)", f->path);
+done:
+    free(file);
+    if (rc != MOE_OK)
+        run_folder_close(f);
     return rc;
 }
 

@@ -20,6 +20,8 @@ typedef struct run_folder {
 /* create: make the folder and a new uuid when absent. MOE_E_TEMP: locked by another process; MOE_E_CREATE: cannot be made;
  * MOE_E_NOINPUT: absent and not to be created. */
 moe_err run_folder_open(run_folder *f, const char *path, bool create) MOE_MUST_CHECK;
+/* To read only: nothing is made or written, and several may look at once, but nobody while a process works here (MOE_E_TEMP), and nobody can begin to. */
+moe_err run_folder_look(run_folder *f, const char *path) MOE_MUST_CHECK;
 void run_folder_close(run_folder *f);
 
 /* path/name, malloc'ed; an absolute name stays as it is. */

@@ -3,7 +3,7 @@
 #ifndef MOE_MODELS_FORMATS_MODEL_PRIVATE_H
 #define MOE_MODELS_FORMATS_MODEL_PRIVATE_H
 
-#include "models/model.h"
+#include "models/model_build.h"
 
 typedef struct model_file {
     char *path;
@@ -22,18 +22,13 @@ struct model {
     int64_t tensors;
     model_record *record; /* [MoE layers * E], packed folders only */
     char *tokenizer;
+    model_experts experts; /* ranges NULL: not this kind */
 };
 
 moe_err model_open_hf(model *m, const char *dir) MOE_MUST_CHECK;
 moe_err model_open_gguf(model *m, const char *path) MOE_MUST_CHECK;
 moe_err model_open_packed(model *m, const char *dir) MOE_MUST_CHECK;
 
-/* Opens a file and appends it. */
-moe_err model_add_file(model *m, const char *path) MOE_MUST_CHECK;
-/* extent[] for a table of n tensors, zeroed. */
-moe_err model_make_extents(model *m, int64_t n) MOE_MUST_CHECK;
-/* The folder as the tokenizer when it holds one, as tokenizer.json or tokenizer.gguf. */
-moe_err model_folder_tokenizer(model *m, const char *dir) MOE_MUST_CHECK;
 /* row_bytes and bytes of rows in `format`. MOE_E_DATA when a row is no whole number of blocks. */
 moe_err model_rows_extent(model_extent *e, const char *path, const tensor_info *info, numfmt format) MOE_MUST_CHECK;
 

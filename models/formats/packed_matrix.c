@@ -28,6 +28,9 @@ static moe_err grow(void *block, size_t *have, size_t want)
 
 void packed_matrix_free(packed_matrix *p)
 {
+    for (int i = 0; i < MODEL_RANGES; i++)
+        free(p->part[i]);
+    free(p->expert);
     free(p->stored);
     free(p->scales);
     free(p->raw);
@@ -103,6 +106,43 @@ static moe_err load_vector(packed_matrix *p, const model *m, const model_extent 
     return MOE_OK;
 }
 
+/* The expert of tensor t in p->expert: its three matrices are asked for one after the other. */
+static moe_err make_expert(packed_matrix *p, const model *m, const tensor_info *t)
+{
+    const model_experts *source = model_expert_source(m);
+    tensor_info info[3];
+    model_range range[MODEL_RANGES];
+    void *raw[MODEL_RANGES] = {0};
+    size_t bytes = 0;
+    if (p->layer == t->layer + 1 && p->number == t->expert + 1)
+        return MOE_OK;
+    spec_expert_tensors(model_spec_of(m), t->layer, t->expert, info);
+    for (int i = 0; i < 3; i++)
+        bytes += qpanel_bytes(NUM_F32, info[i].rows, info[i].cols);
+    TRY(grow(&p->expert, &p->expert_bytes, bytes));
+    p->layer = p->number = 0;
+    const int n = source->ranges(source->user, t->layer, t->expert, range);
+    for (int i = 0; i < n; i++) {
+        TRY(grow(&p->part[i], &p->part_bytes[i], range[i].bytes));
+        TRY(model_read(m, range[i].file, range[i].offset, p->part[i], range[i].bytes));
+        raw[i] = p->part[i];
+    }
+    TRY(source->land(source->user, NULL, t->layer, t->expert, raw, p->expert));
+    p->layer = t->layer + 1;
+    p->number = t->expert + 1;
+    return MOE_OK;
+}
+
+/* The bytes of panels. */
+static moe_err read_panels(packed_matrix *p, const model *m, const model_extent *e, const tensor_info *t, uint8_t *out)
+{
+    if (t->kind != SECTION_EXPERT || model_expert_source(m) == NULL)
+        return model_read(m, e->file, e->offset, out, e->bytes);
+    TRY(make_expert(p, m, t));
+    memcpy(out, p->expert + t->offset, e->bytes);
+    return MOE_OK;
+}
+
 moe_err packed_matrix_load(packed_matrix *p, const model *m, const tensor_info *t, numfmt f, uint8_t *out)
 {
     model_extent e;
@@ -110,7 +150,7 @@ moe_err packed_matrix_load(packed_matrix *p, const model *m, const tensor_info *
     if (t->layout == TENSOR_VECTOR)
         return load_vector(p, m, &e, t, out);
     if (e.panels && f == e.format)
-        return model_read(m, e.file, e.offset, out, e.bytes);
+        return read_panels(p, m, &e, t, out);
     const bool whole = e.panels || e.heads_interleaved || e.stored == STORED_COLUMNS;
     const size_t row = numfmt_row_bytes(f, t->cols), stored = whole ? 0 : numfmt_row_bytes(e.format, t->cols);
     int64_t rows = (int64_t)(CHUNK_BYTES / (stored > row ? stored : row)) / PANEL * PANEL;
@@ -118,7 +158,7 @@ moe_err packed_matrix_load(packed_matrix *p, const model *m, const tensor_info *
     TRY(grow(&p->rows, &p->rows_bytes, (size_t)rows * row));
     if (e.panels) {
         TRY(grow(&p->raw, &p->raw_bytes, e.bytes));
-        TRY(model_read(m, e.file, e.offset, p->raw, e.bytes));
+        TRY(read_panels(p, m, &e, t, p->raw));
     } else if (whole) {
         TRY(read_rows(p, m, &e, t, 0, t->rows));
     }

@@ -10,6 +10,10 @@ typedef struct packed_matrix { /* {0} is empty */
     uint8_t *raw;             /* rows in the format they have */
     uint8_t *rows;            /* some of them in the new format */
     float *floats;            /* one row */
+    float *expert;            /* panels of one made from its parts, and which one (+ 1) */
+    int layer, number;
+    uint8_t *part[MODEL_RANGES];
+    size_t part_bytes[MODEL_RANGES], expert_bytes;
     size_t stored_bytes, scales_bytes, raw_bytes, rows_bytes, floats_bytes;
 } packed_matrix;
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/train/run_model.h"
 #include "memory/budget.h"
 
 static moe_err open_engine(test_serve *t, uint64_t bytes)
@@ -17,7 +18,7 @@ void test_serve_open(test_serve *t, const char *path, test_serve_options o)
 {
     char note[256];
     *t = (test_serve){0};
-    MUST(model_open(&t->model, path));
+    MUST(run_model_open(&t->model, path));
     MUST(io_open(&t->io, "auto", note));
     MUST(moe_pool_open(&t->pool, o.threads ? o.threads : 2, KERNEL_SCRATCH_BYTES));
     t->stream = (moe_stream){t->pool};

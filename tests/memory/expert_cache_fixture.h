@@ -48,7 +48,7 @@ static inline int fixture_ranges(void *user, expert_id id, expert_range range[EX
     return f->records ? 1 : RANGES;
 }
 
-static inline moe_err fixture_land(void *user, expert_id id, const void *const raw[EXPERT_RANGES], void *slot)
+static inline moe_err fixture_land(void *user, expert_id id, void *const raw[EXPERT_RANGES], void *slot)
 {
     fixture *f = user;
     f->landings++;
