@@ -14,7 +14,8 @@ import re
 
 import measure as c
 
-ORDER = ("peers", "peers-tiny", "peers-small", "peers-fine", "limit-small", "limit-big", "kernels", "store", "checkpoint", "size", "learning")
+ORDER = ("peers", "peers-tiny", "peers-small", "peers-fine", "limit-small", "limit-big", "kernels", "store", "checkpoint", "size", "learning",
+         "serve-olmoe", "serve-qwen3moe", "serve-smollm2")
 EXPERT_PRODUCTS = ("forward", "dx", "dw")
 
 

@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
 # Measures every row of README.md's table, one after the other, and writes bench/results/*.json and table.md.
-# usage: run.sh BUILD [--peers DIR] [--scratch DIR] [--quick] [NAME...]     (names: see README.md; default: all)
-# --peers DIR: made by train/peers/setup.sh; without it PyTorch is not measured. --scratch DIR: the drive to use (default BUILD/bench-scratch).
+# usage: run.sh BUILD [--peers DIR] [--llama DIR] [--scratch DIR] [--quick] [NAME...]     (names: see README.md; default: all)
+# --peers DIR: made by train/peers/setup.sh; without it PyTorch is not measured. --llama DIR: by serve/peers/setup.sh, the same for moe-serve
+# beside llama.cpp. --scratch DIR: the drive to use (default BUILD/bench-scratch).
 # --quick: few and short samples into BUILD/bench-quick, to see that everything runs here; the figures mean little.
 # A benchmark that fails does not stop the others; a figure that is not reached is no failure.
 # shellcheck disable=SC2317 # the benchmarks are called by name
 set -u
-usage() { sed -n '3,6s/^# //p' "$0" >&2; exit 64; }
+usage() { sed -n '3,7s/^# //p' "$0" >&2; exit 64; }
 [ $# -ge 1 ] || usage
 build=$1
 shift
-peers='' scratch='' quick='' names=()
+peers='' llama='' scratch='' quick='' names=()
 while [ $# -gt 0 ]; do
     case $1 in
     --peers) [ $# -ge 2 ] || usage; peers=$(realpath "$2"); shift ;;
+    --llama) [ $# -ge 2 ] || usage; llama=$(realpath "$2"); shift ;;
     --scratch) [ $# -ge 2 ] || usage; scratch=$2; shift ;;
     --quick) quick=1 ;;
     -*) usage ;;
@@ -23,6 +25,7 @@ while [ $# -gt 0 ]; do
 done
 if [ ${#names[@]} -eq 0 ]; then
     names=(kernels store peers limit-small limit-big checkpoint size)
+    if [ -n "$llama" ]; then names+=(serve); fi
     if [ -n "$peers" ]; then names+=(learning); else echo "run.sh: without --peers PyTorch is not measured, and learning is left out" >&2; fi
 fi
 here=$(cd "$(dirname "$0")" && pwd)
@@ -65,6 +68,11 @@ limit_big() {
 checkpoint() { "$here/train/checkpoint.py" "${common[@]}" $(pick "" "--config tiny:384MiB --rounds 1"); }
 # shellcheck disable=SC2046
 size() { "$here/train/size.py" "${common[@]}" $(pick "" "--experts 16,64 --hidden 256 --width 256 --rounds 1 --steps 1"); }
+# shellcheck disable=SC2046
+serve() {
+    [ -n "$llama" ] || { echo "run.sh: serve needs --llama DIR (llama.cpp)" >&2; return 69; }
+    "$here/serve/peers.py" "${common[@]}" --llama "$llama" $(pick "" "--rounds 1 --models smollm2")
+}
 learning() {
     local out=$scratch/learning
     if [ -z "$peers" ]; then
