@@ -80,6 +80,18 @@ static bool has(const char *dir, const char *file)
     return n > 0 && (size_t)n < sizeof path && access(path, F_OK) == 0;
 }
 
+/* A file that cannot be read is not called a wrong one. */
+static moe_err check_readable(const char *path)
+{
+    char first;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    const bool read = fd >= 0 && pread(fd, &first, 1, 0) >= 0;
+    const int error = errno;
+    if (fd >= 0)
+        close(fd);
+    return read ? MOE_OK : moe_fail(MOE_E_NOINPUT, "cannot read %s: %s", path, strerror(error));
+}
+
 /* What a path is; its opener. */
 static moe_err find_kind(const char *path, model_kind *kind)
 {
@@ -91,6 +103,8 @@ static moe_err find_kind(const char *path, model_kind *kind)
         return moe_fail(MOE_E_NOINPUT, "%s: %s (%s)", path, strerror(errno), expected);
     if (!S_ISDIR(st.st_mode)) {
         *kind = MODEL_GGUF;
+        if (S_ISREG(st.st_mode))
+            TRY(check_readable(path));
         return gguf_is(path) ? MOE_OK : moe_fail(MOE_E_DATA, "%s is no GGUF file: %s", path, expected);
     }
     if (has(path, PACKED_MANIFEST))

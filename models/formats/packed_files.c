@@ -17,7 +17,12 @@
 #include "models/formats/hf_private.h"
 #include "models/text/tokenizer_gguf.h"
 
+/* Made first and removed last: a folder with it is an attempt of ours that was cut short. */
+#define MARK "moe-model-writes-here"
+
 enum { MAX_TOKENIZER = 512 << 20, SLACK = 1 << 20 /* bytes, for the manifest and the tokenizer */ };
+
+static moe_err write_whole(const char *folder, const char *name, const void *data, size_t bytes);
 
 static bool is_empty_folder(const char *path)
 {
@@ -42,6 +47,15 @@ void packed_folder_remove(const char *partial)
     rmdir(partial);
 }
 
+/* What an earlier attempt left; what somebody else put there stays. */
+static void remove_attempt(const char *partial)
+{
+    char path[4096];
+    const int n = snprintf(path, sizeof path, "%s/" MARK, partial);
+    if (n > 0 && (size_t)n < sizeof path && access(path, F_OK) == 0)
+        packed_folder_remove(partial);
+}
+
 moe_err packed_folder_begin(const char *dir, char **partial)
 {
     size_t n = strlen(dir);
@@ -53,14 +67,18 @@ moe_err packed_folder_begin(const char *dir, char **partial)
     char *path = NULL;
     if (asprintf(&path, "%.*s.partial", (int)n, dir) < 0)
         return moe_fail(MOE_E_OS, "out of memory");
-    packed_folder_remove(path);
-    if (mkdir(path, 0777) != 0) {
-        const moe_err rc = moe_fail(MOE_E_CREATE, "cannot create %s: %s", path, strerror(errno));
+    remove_attempt(path);
+    moe_err rc = MOE_OK;
+    if (mkdir(path, 0777) != 0)
+        rc = errno == EEXIST ? moe_fail(MOE_E_CREATE, "%s is in the way: the folder is written under that name first, and what is there was not made by moe-model", path)
+                             : moe_fail(MOE_E_CREATE, "cannot create %s: %s", path, strerror(errno));
+    else if ((rc = write_whole(path, MARK, "", 0)) != MOE_OK)
+        rmdir(path);
+    if (rc == MOE_OK)
+        *partial = path;
+    else
         free(path);
-        return rc;
-    }
-    *partial = path;
-    return MOE_OK;
+    return rc;
 }
 
 static moe_err sync_folder(const char *path)
@@ -75,6 +93,9 @@ static moe_err sync_folder(const char *path)
 
 moe_err packed_folder_commit(const char *partial, const char *dir)
 {
+    char mark[4096];
+    if (snprintf(mark, sizeof mark, "%s/" MARK, partial) < (int)sizeof mark)
+        unlink(mark);
     TRY(sync_folder(partial));
     if (rename(partial, dir) != 0)
         return moe_fail(MOE_E_CREATE, "cannot rename %s to %s: %s", partial, dir, strerror(errno));
@@ -183,11 +204,13 @@ moe_err packed_copy_tokenizer(const model *m, const char *folder)
 {
     static const char *const names[] = {"tokenizer.json",       "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
                                         "generation_config.json", TOKENIZER_GGUF};
-    if (model_tokenizer(m) == NULL)
+    const bool folders = model_kind_of(m) == MODEL_HF || model_kind_of(m) == MODEL_PACKED;
+    const char *from = model_tokenizer(m) != NULL ? model_tokenizer(m) : folders ? model_name(m) : NULL; /* generation_config.json may stand alone */
+    if (from == NULL)
         return MOE_OK;
     if (model_kind_of(m) == MODEL_GGUF)
-        return write_metadata(model_tokenizer(m), folder);
+        return write_metadata(from, folder);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        TRY(copy_file(model_tokenizer(m), folder, names[i]));
+        TRY(copy_file(from, folder, names[i]));
     return MOE_OK;
 }

@@ -4,7 +4,8 @@
 
 #include "models/model.h"
 
-/* dir may not exist, or must be an empty folder (MOE_E_CREATE). Makes dir.partial, without what an earlier attempt left there; its path is malloc'ed. */
+/* dir may not exist, or must be an empty folder (MOE_E_CREATE). Makes dir.partial, without what an earlier attempt left there (MOE_E_CREATE when
+ * something else is there); its path is malloc'ed. */
 moe_err packed_folder_begin(const char *dir, char **partial) MOE_MUST_CHECK;
 /* Syncs the folder and gives it its name. */
 moe_err packed_folder_commit(const char *partial, const char *dir) MOE_MUST_CHECK;
@@ -23,7 +24,7 @@ moe_err packed_file_write(packed_file *f, const void *data, size_t bytes) MOE_MU
 moe_err packed_file_finish(packed_file *f) MOE_MUST_CHECK; /* syncs and closes; closed: no-op */
 void packed_file_abandon(packed_file *f);
 
-/* The files of the model's tokenizer: tokenizer.json and its companions, or the metadata of a GGUF file. None: nothing to do. */
+/* The files of the model's tokenizer, tokenizer.json and its companions or the metadata of a GGUF file, and generation_config.json. None: nothing to do. */
 moe_err packed_copy_tokenizer(const model *m, const char *folder) MOE_MUST_CHECK;
 
 #endif

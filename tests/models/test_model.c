@@ -186,6 +186,8 @@ Test(model, what_is_no_model)
     cr_assert_not_null(strstr(moe_error_text(), "holds no model"), "%s", moe_error_text());
     write_text(file("x"), "text");
     cr_assert_eq(model_open(&m, file("x")), MOE_E_DATA);
+    cr_assert_eq(model_open(&m, "/proc/self/mem"), MOE_E_NOINPUT); /* a file that opens, and whose first byte cannot be read */
+    cr_assert_not_null(strstr(moe_error_text(), "cannot read /proc/self/mem: Input/output error"), "%s", moe_error_text());
     write_text(file("config.yaml"), "");
     write_text(file("uuid"), "");
     cr_assert_eq(model_open(&m, dir), MOE_E_NOINPUT);
@@ -333,6 +335,10 @@ Test(model, packing_leaves_nothing_behind)
     /* The write that fails, as on a full disk; what an attempt before it left is gone as well. */
     cr_assert_eq(mkdir(file("out.partial"), 0777), 0);
     write_text(file("out.partial/experts.bin"), "old");
+    cr_assert_eq(packed_write(m, file("out"), &as_is), MOE_E_CREATE); /* nobody knows whose it is */
+    cr_assert_not_null(strstr(moe_error_text(), "out.partial is in the way"), "%s", moe_error_text());
+    cr_assert_eq(access(file("out.partial/experts.bin"), F_OK), 0);
+    write_text(file("out.partial/moe-model-writes-here"), "");
     struct rlimit old, small;
     getrlimit(RLIMIT_FSIZE, &old);
     small = old;
