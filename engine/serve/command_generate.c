@@ -14,6 +14,7 @@
 #include "engine/serve/eos.h"
 #include "engine/serve/generator.h"
 #include "models/text/bpe.h"
+#include "models/text/decode.h"
 
 enum {
     GENERATE_CHUNK = 512,      /* tokens of a step */
@@ -213,7 +214,8 @@ static moe_err open_job(job *j)
         return moe_fail(MOE_E_NOINPUT, "%s: no tokenizer; give one with --tokenizer FILE|bytes", j->o->session.path);
     TRY(tokenizer_open(&j->tokenizer, path));
     if (!j->o->ignore_eos)
-        TRY(eos_find(&j->eos, model_tokenizer(j->session.model) != NULL ? model_tokenizer(j->session.model) : j->o->session.path, j->tokenizer, V));
+        TRY(eos_find(&j->eos, model_tokenizer(j->session.model) != NULL ? model_tokenizer(j->session.model) : j->o->session.path,
+                     model_config(j->session.model), j->tokenizer, V));
     TRY(read_prompts(j));
     TRY(size_session(j));
     TRY(read_bias(j));
@@ -250,6 +252,15 @@ static void close_job(job *j)
 
 /* --- what is printed ---------------------------------------------------------------------------------------------------------- */
 
+/* Any bytes: what is no UTF-8 becomes U+FFFD. */
+static json_t *json_of_bytes(const char *s)
+{
+    text_buffer b = {0};
+    json_t *o = decode_append_lossy(&b, s, strlen(s)) == MOE_OK ? json_stringn(b.n > 0 ? b.data : "", b.n) : NULL;
+    text_buffer_free(&b);
+    return o;
+}
+
 static json_t *json_logprobs(const generated *t)
 {
     json_t *all = json_array();
@@ -275,7 +286,7 @@ static json_t *json_of_text(const job *j, int i)
     if (t->stop != NULL)
         json_object_set_new(o, "stop", json_string(t->stop));
     if (t->finish == GENERATE_ERROR)
-        json_object_set_new(o, "error", json_string(t->error));
+        json_object_set_new(o, "error", json_of_bytes(t->error));
     if (t->sampled != NULL)
         json_object_set_new(o, "logprobs", json_logprobs(t));
     return o;
@@ -289,7 +300,7 @@ static moe_err print_json(const job *j, FILE *out)
     json_t *texts = json_array();
     for (int i = 0; i < generator_texts(j->generator); i++)
         json_array_append_new(texts, json_of_text(j, i));
-    json_t *root = json_pack("{s:s, s:o, s:{s:f, s:f, s:f, s:f, s:I, s:I, s:I}, s:{s:I, s:I, s:I, s:I, s:f, s:i}}", "model", j->o->session.path,
+    json_t *root = json_pack("{s:o, s:o, s:{s:f, s:f, s:f, s:f, s:I, s:I, s:I}, s:{s:I, s:I, s:I, s:I, s:f, s:i}}", "model", json_of_bytes(j->o->session.path),
                              "texts", texts, "timings", "open_seconds", s.open_seconds, "seconds", t->seconds, "prefill_seconds",
                              t->prefill_seconds, "decode_seconds", t->decode_seconds, "prompt_tokens", (json_int_t)t->prompt_tokens, "decoded_tokens",
                              (json_int_t)t->decoded, "decode_steps", (json_int_t)t->decode_steps, "experts", "accesses",

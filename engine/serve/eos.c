@@ -84,7 +84,7 @@ static moe_err parse(eos_set *out, const char *path, const char *text, size_t n,
     }
 }
 
-moe_err eos_find(eos_set *out, const char *folder, const tokenizer *t, int V)
+moe_err eos_find(eos_set *out, const char *folder, const char *config, const tokenizer *t, int V)
 {
     static const char *const names[] = {"generation_config.json", "config.json"};
     *out = (eos_set){.n = 0};
@@ -100,6 +100,8 @@ moe_err eos_find(eos_set *out, const char *folder, const tokenizer *t, int V)
         free(path);
         TRY(rc);
     }
+    if (out->n == 0 && config != NULL)
+        TRY(parse(out, "the model's configuration", config, strlen(config), V));
     if (out->n == 0 && t != NULL && tokenizer_eos(t) >= 0 && tokenizer_eos(t) < V)
         out->token[out->n++] = tokenizer_eos(t);
     return MOE_OK;

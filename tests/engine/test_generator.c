@@ -316,19 +316,22 @@ static void put(const char *dir, const char *name, const char *text)
 Test(generator, end_tokens_come_from_the_files_in_order)
 {
     static const struct {
-        const char *generation, *config;
+        const char *generation, *config, *text;
         moe_err rc;
         int n;
         int32_t first;
     } row[] = {
-        {NULL, NULL, MOE_OK, 0, 0},
-        {NULL, "{\"eos_token_id\": 7}", MOE_OK, 1, 7},
-        {"{\"a\": [1], \"eos_token_id\": [3, 4, 5]}", "{\"eos_token_id\": 7}", MOE_OK, 3, 3},
-        {"{\"eos_token_id\": null}", "{\"eos_token_id\": 7}", MOE_OK, 1, 7},
-        {"{\"eos_token_id\": 256}", NULL, MOE_E_DATA, 0, 0},
-        {"{\"eos_token_id\": \"x\"}", NULL, MOE_E_DATA, 0, 0},
-        {"{\"eos_token_id\": [1, [2]]}", NULL, MOE_E_DATA, 0, 0},
-        {"{\"eos_token_id\": 1", NULL, MOE_E_DATA, 0, 0},
+        {NULL, NULL, NULL, MOE_OK, 0, 0},
+        {NULL, NULL, "{\"a\": 1}", MOE_OK, 0, 0},
+        {NULL, NULL, "{\"eos_token_id\": [9, 8]}", MOE_OK, 2, 9},
+        {"{\"eos_token_id\": 3}", NULL, "{\"eos_token_id\": [9, 8]}", MOE_OK, 1, 3},
+        {NULL, "{\"eos_token_id\": 7}", "{\"eos_token_id\": 9}", MOE_OK, 1, 7},
+        {"{\"a\": [1], \"eos_token_id\": [3, 4, 5]}", "{\"eos_token_id\": 7}", NULL, MOE_OK, 3, 3},
+        {"{\"eos_token_id\": null}", "{\"eos_token_id\": 7}", NULL, MOE_OK, 1, 7},
+        {"{\"eos_token_id\": 256}", NULL, NULL, MOE_E_DATA, 0, 0},
+        {"{\"eos_token_id\": \"x\"}", NULL, NULL, MOE_E_DATA, 0, 0},
+        {"{\"eos_token_id\": [1, [2]]}", NULL, NULL, MOE_E_DATA, 0, 0},
+        {"{\"eos_token_id\": 1", NULL, NULL, MOE_E_DATA, 0, 0},
     };
     char dir[] = "/tmp/moe_eos_XXXXXX";
     cr_assert_not_null(mkdtemp(dir));
@@ -336,7 +339,7 @@ Test(generator, end_tokens_come_from_the_files_in_order)
         eos_set set;
         put(dir, "generation_config.json", row[i].generation);
         put(dir, "config.json", row[i].config);
-        const moe_err rc = eos_find(&set, dir, bytes, V);
+        const moe_err rc = eos_find(&set, dir, row[i].text, bytes, V);
         cr_assert_eq(rc, row[i].rc, "row %zu: %s", i, moe_error_text());
         if (rc == MOE_OK)
             cr_assert(set.n == row[i].n && (set.n == 0 || set.token[0] == row[i].first), "row %zu", i);
