@@ -56,6 +56,14 @@ static moe_err check(const generator_options *o)
     return sampler_check(&o->sampling, o->V);
 }
 
+static bool is_only_special(const tokenizer *t, const token_ids *ids)
+{
+    size_t i = 0;
+    while (i < ids->n && tokenizer_is_special(t, ids->id[i]))
+        i++;
+    return i == ids->n;
+}
+
 static moe_err open_text(generator *g, int i)
 {
     text_run *t = &g->text[i];
@@ -67,6 +75,7 @@ static moe_err open_text(generator *g, int i)
     TRY(sampler_accept(t->sampler, p->id, (int64_t)p->n));
     const text_stream_options stream = {
         .tokenizer = o->tokenizer, .stop = o->stop, .nstop = o->nstop, .eos = o->eos, .neos = o->neos, .skip_special = o->skip_special,
+        .begins = is_only_special(o->tokenizer, p),
     };
     TRY(text_stream_open(&t->stream, &stream));
     t->out.tokens.id = calloc(most, sizeof *t->out.tokens.id);

@@ -13,6 +13,7 @@ static const char replacement[] = "\xEF\xBF\xBD"; /* U+FFFD */
 struct text_stream {
     text_stream_options o;
     text_buffer half, text;
+    bool begun;     /* a token with text was there */
     size_t emitted; /* bytes of `text` that the last call handed out */
     text_finish finish;
     const char *stopped_by;
@@ -171,8 +172,10 @@ moe_err text_stream_push(text_stream *s, int32_t token, const char **text, size_
     }
     if (s->o.skip_special && tokenizer_is_special(s->o.tokenizer, token))
         return MOE_OK;
-    if (tokenizer_piece(s->o.tokenizer, token, &piece, &bytes) != MOE_OK)
+    const bool first = s->o.begins && !s->begun;
+    if ((first ? tokenizer_first_piece : tokenizer_piece)(s->o.tokenizer, token, &piece, &bytes) != MOE_OK)
         return MOE_OK;
+    s->begun = true;
     const size_t scanned = s->text.n;
     TRY(text_buffer_append(&s->half, piece, bytes));
     TRY(decode(s, false));

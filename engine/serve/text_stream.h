@@ -1,6 +1,6 @@
 /* Text from tokens, one at a time: never half a character, never the beginning of what may become a stop string. Owns the bytes that wait;
- * borrows the tokenizer and knows no model. What was emitted, in one piece, is what Hugging Face decodes from the same ids (byte-level
- * tokenizers), cut before the first stop string.
+ * borrows the tokenizer and knows no model. What was emitted, in one piece, is what Hugging Face decodes from the same ids, cut before the
+ * first stop string (but for bytes that are no UTF-8 and come from tokens like <0xE6>, and for decoders that look at a whole text's end).
  * Threads: a stream belongs to one thread at a time. Rule: a piece of text is valid until the next call on its stream.
  *
  * Bytes that are no UTF-8 become U+FFFD, one for each maximal part of a character (Unicode 3.9, as Rust's from_utf8_lossy); a character
@@ -25,6 +25,7 @@ typedef struct text_stream_options {
     const int32_t *eos;      /* [neos] tokens that end the text and are not in it */
     int neos;
     bool skip_special;       /* special tokens have no text                    */
+    bool begins;             /* nothing stands before the first token: tokenizers that put a space in front of a text leave it out again */
 } text_stream_options;
 
 typedef struct text_stream text_stream;

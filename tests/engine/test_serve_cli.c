@@ -273,3 +273,66 @@ Test(serve_cli, more_streams_than_a_step_has_tokens)
 {
     expect("bench tests/fixtures/serve/olmoe --streams 513", 64, "1 to 512");
 }
+
+/* A copy of a fixture's model in the cache folder, changed by a shell command that runs in it. */
+static const char *changed_model(const char *fixture, const char *change)
+{
+    static char path[96];
+    char command[512];
+    snprintf(path, sizeof path, "%s/model", cache);
+    snprintf(command, sizeof command, "rm -rf %s && cp -r tests/fixtures/serve/%s %s && cd %s && %s", path, fixture, path, path, change);
+    cr_assert_eq(system(command), 0, "%s", command);
+    return path;
+}
+
+/* Of a text that would go on for minutes the beginning is there, in whole characters and with an end of line; the second half never comes. */
+Test(serve_cli, a_signal_while_it_writes_leaves_the_text_so_far, .timeout = 60)
+{
+    static char text[1 << 20];
+    const char *path = changed_model("llama", "sed -i 's/\"max_position_embeddings\": 256/\"max_position_embeddings\": 200000/' config.json");
+    int out[2], status;
+    size_t n = 0;
+    cr_assert_eq(pipe(out), 0);
+    const pid_t pid = fork();
+    if (pid == 0) {
+        dup2(out[1], STDOUT_FILENO);
+        close(out[0]);
+        execl(MOE_SERVE_PROGRAM, "moe-serve", "generate", path, "--tokenizer", "bytes", "--prompt", "HI", "--max-tokens", "150000", "--ignore-eos", "-q", "--no-hot",
+              (char *)NULL);
+        _exit(127);
+    }
+    close(out[1]);
+    for (ssize_t got; (got = read(out[0], text + n, sizeof text - 1 - n)) > 0;) {
+        if (n == 0)
+            cr_assert_eq(kill(pid, SIGINT), 0);
+        n += (size_t)got;
+    }
+    close(out[0]);
+    cr_assert_eq(waitpid(pid, &status, 0), pid);
+    cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 75, "status 0x%x", status);
+    cr_assert(n > 1 && n < 150000 && text[n - 1] == '\n', "%zu bytes", n);
+}
+
+Test(serve_cli, weights_that_are_no_numbers_are_an_error)
+{
+    char words[256];
+    /* 64 NaN at the end of the last tensor */
+    snprintf(words, sizeof words, "generate %s --tokenizer bytes --prompt HI --max-tokens 4 -q",
+             changed_model("llama", "for f in model-*.safetensors; do truncate -s -256 $f && for i in $(seq 64); do printf '\\000\\000\\300\\177'; done >>$f; done"));
+    expect(words, 70, "the logit of token 0 after 2 tokens is nan");
+}
+
+/* A name that is no text: printed with marks in place of its bytes. */
+Test(serve_cli, a_path_that_is_no_text)
+{
+    static outcome o;
+    char words[256];
+    changed_model("llama", "mv ../model \"$(printf '../mod\\377el')\"");
+    snprintf(words, sizeof words, "generate \"$(printf '%s/mod\\377el')\" --tokenizer bytes --prompt HI --max-tokens 2 --json -q", cache);
+    run(&o, words, false);
+    cr_assert_eq(o.status, 0, "%d: %s", o.status, o.out);
+    json_t *root = json_loads(o.out, 0, NULL);
+    cr_assert_not_null(root, "%s", o.out);
+    cr_assert_not_null(strstr(json_string_value(json_object_get(root, "model")), "/mod\xEF\xBF\xBD" "el"), "%s", o.out);
+    json_decref(root);
+}

@@ -255,3 +255,29 @@ Test(text_stream, bad_stop_strings_are_refused)
     cr_assert_null(s);
     tokenizer_close(t);
 }
+
+/* Tokenizers that mark spaces and fall back to bytes: whole characters as the bytes come, and the space in front of a text left out at its beginning
+ * only. */
+Test(text_stream, marks_for_spaces_and_single_bytes)
+{
+    static const char *const names[] = {"kinds/llama.json", "kinds/mistral.json", "kinds/xlmr.json", "gguf/spm.gguf"};
+    static const char *const texts[] = {"The experts of the model", " two  spaces ", "caf\u00e9 \u6771\u4eac \U0001F600\U0001F680 x", "\U0001F468\u200d\U0001F469\u200d\U0001F467", "a\nb\tc"};
+    for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
+        tokenizer *t = open_tokenizer(names[k]);
+        for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+            token_ids ids = {0};
+            text_buffer want = {0};
+            streamed all, middle;
+            cr_assert_eq(tokenizer_encode(t, texts[i], strlen(texts[i]), false, &ids), MOE_OK);
+            cr_assert_eq(tokenizer_decode(t, ids.id, ids.n, false, &want), MOE_OK);
+            stream(&all, &(text_stream_options){.tokenizer = t, .begins = true}, ids.id, (int)ids.n);
+            cr_expect(all.n == want.n && memcmp(all.text, want.data, want.n) == 0, "%s: \"%s\", expected \"%.*s\"", names[k], all.text, (int)want.n, want.data);
+            stream(&middle, &(text_stream_options){.tokenizer = t}, ids.id, (int)ids.n);
+            cr_expect(middle.n == all.n + 1 && middle.text[0] == ' ' && strcmp(middle.text + 1, all.text) == 0, "%s: \"%s\" behind other text, \"%s\" alone",
+                      names[k], middle.text, all.text);
+            text_buffer_free(&want);
+            free(ids.id);
+        }
+        tokenizer_close(t);
+    }
+}
