@@ -12,6 +12,7 @@
 
 static const model_family *const FAMILIES[] = {&family_qwen3_moe, &family_olmoe, &family_qwen2_moe, &family_mixtral, &family_glm4_moe,
                                                &family_gpt_oss,
+                                               &family_deepseek_v2, &family_deepseek_v3, &family_kimi_k2,
                                                &family_llama,     &family_qwen2, &family_qwen3};
 
 enum { NFAMILIES = sizeof FAMILIES / sizeof *FAMILIES };

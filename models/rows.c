@@ -6,10 +6,30 @@
 #include <string.h>
 
 #include "kernels/half.h"
+#include "kernels/attention.h"
 
 enum { FP8 = 128 /* rows and columns that share a scale */ };
 static const float FP8_LEAST = 0x1p-120f, FP8_MOST = 0x1p100f; /* of a scale: its products with 2^-9 .. 448 are normal numbers of fp32 */
 enum { MX = 32 /* numbers of an MXFP4 block */, MX_BYTES = MX / 2, MX_NAN = 255 };
+
+moe_err model_rows_in_kv_b(model_extent *e, const char *path, bool keys, const model_spec *m)
+{
+    const numfmt_info *f = numfmt_about(e->format);
+    const int nope = spec_nope(m), head = nope + m->v_head_dim;
+    if (m->kv_lora_rank % f->block != 0)
+        return moe_fail(MOE_E_DATA, "%s: kv_b has rows of %d: expected a multiple of %d, a block of %s", path, m->kv_lora_rank, f->block, f->name);
+    e->stored_format = e->format;
+    if (keys && f->block > 1)
+        e->format = NUM_F32;
+    e->stored = keys ? STORED_HEAD_COLUMNS : STORED_HEADS;
+    e->row_step = 1;
+    e->row_bytes = e->scale_bytes > 0 ? (size_t)m->kv_lora_rank : numfmt_row_bytes(e->stored_format, m->kv_lora_rank);
+    e->bytes = (uint64_t)m->H * (uint64_t)head * e->row_bytes;
+    e->head_rows = keys ? m->kv_lora_rank : m->v_head_dim;
+    e->head_step = head;
+    e->head_first = keys ? 0 : nope;
+    return MOE_OK;
+}
 
 bool model_rows_plain(const model_extent *e) { return e->stored == STORED_ROWS && e->row_step == 1; }
 
@@ -17,6 +37,11 @@ model_span model_rows_span(const model_extent *e, int64_t first, int64_t n)
 {
     if (e->stored == STORED_COLUMNS)
         return (model_span){0, (size_t)e->bytes};
+    if (e->stored == STORED_HEADS || e->stored == STORED_HEAD_COLUMNS) {
+        const int64_t head = first / e->head_rows, end = (first + n + e->head_rows - 1) / e->head_rows;
+        const uint64_t of_head = (uint64_t)e->head_step * e->row_bytes;
+        return (model_span){(uint64_t)head * of_head, (size_t)((uint64_t)(end - head) * of_head)};
+    }
     const uint64_t group = (uint64_t)e->row_step * e->row_bytes;
     return (model_span){(uint64_t)first * group, (size_t)((uint64_t)n * group)};
 }
@@ -25,7 +50,11 @@ model_span model_scales_span(const model_extent *e, int64_t first, int64_t n)
 {
     if (e->scale_bytes == 0)
         return (model_span){0, 0};
-    if (e->stored == STORED_FP8) {
+    if (e->stored != STORED_MXFP4) { /* E4M3 */
+        if (e->stored != STORED_FP8) { /* of whole heads */
+            n = ((first + n + e->head_rows - 1) / e->head_rows - first / e->head_rows) * e->head_step;
+            first = first / e->head_rows * e->head_step;
+        }
         const int64_t from = first / FP8, end = (first + n + FP8 - 1) / FP8;
         return (model_span){(uint64_t)from * e->scale_row_bytes, (size_t)(end - from) * e->scale_row_bytes};
     }
@@ -47,10 +76,10 @@ static moe_err refuse_code(const model_source *s, int64_t row, const uint8_t *co
     return moe_fail(MOE_E_DATA, "%s: %s[%lld, %lld] is not a number (code 0x%02x of E4M3)", s->path, s->name, (long long)row, (long long)k, code[k]);
 }
 
-static moe_err fp8_row(const model_source *s, int64_t row, uint8_t *out)
+/* Codes and scales of one stored row. */
+static moe_err fp8_line(const model_source *s, int64_t row, int64_t cols, const uint8_t *in, const uint8_t *scales, uint8_t *out)
 {
-    const uint8_t *in = stored_row(s, row), *scales = s->scales + (size_t)(row / FP8 - s->first / FP8) * s->at->scale_row_bytes;
-    for (int64_t b = 0; b < s->cols / FP8; b++, out += sizeof(float) + FP8) {
+    for (int64_t b = 0; b < cols / FP8; b++, out += sizeof(float) + FP8) {
         uint32_t bits; /* a denormal is no zero, whatever the mode of the thread */
         uint8_t none = 0;
         memcpy(&bits, scales + (size_t)b * sizeof bits, sizeof bits);
@@ -67,6 +96,11 @@ static moe_err fp8_row(const model_source *s, int64_t row, uint8_t *out)
             return refuse_code(s, row, in);
     }
     return MOE_OK;
+}
+
+static moe_err fp8_row(const model_source *s, int64_t row, uint8_t *out)
+{
+    return fp8_line(s, row, s->cols, stored_row(s, row), s->scales + (size_t)(row / FP8 - s->first / FP8) * s->at->scale_row_bytes, out);
 }
 
 typedef uint8_t u8x8 __attribute__((vector_size(8)));
@@ -109,6 +143,67 @@ static void from_columns(const model_source *s, int64_t row, int64_t n, uint8_t 
                 memcpy(out + r * length, in + r * step, bytes);
 }
 
+enum { HEAD_LINE = ATTENTION_MAX_HD + ATTENTION_MAX_HD / FP8 * 4 /* bytes of a row of kv_b in E4M3 with its scales */ };
+
+/* Stored row i of the head that holds `row`, in stored_format: where it lies, or put together in `line`. */
+static moe_err head_line(const model_source *s, int64_t row, int64_t i, uint8_t line[HEAD_LINE], const uint8_t **out)
+{
+    const model_extent *e = s->at;
+    const int64_t base = s->first / e->head_rows * e->head_step, at = row / e->head_rows * e->head_step + e->head_first + i;
+    *out = s->stored + (size_t)(at - base) * e->row_bytes;
+    if (e->scale_bytes == 0)
+        return MOE_OK;
+    TRY(fp8_line(s, at, (int64_t)e->row_bytes, *out, s->scales + (size_t)(at / FP8 - base / FP8) * e->scale_row_bytes, line));
+    *out = line;
+    return MOE_OK;
+}
+
+/* Numbers [c, c + n) of every stored row of a head become rows. */
+static moe_err turn_head(const model_source *s, int64_t row, int64_t n, uint8_t *out)
+{
+    enum { WIDE = 256 /* numbers: whole blocks of every format */ };
+    const model_extent *e = s->at;
+    const numfmt_info *f = numfmt_about(e->stored_format);
+    const int64_t c = row % e->head_rows;
+    const size_t bytes = (size_t)numfmt_about(e->format)->bytes, length = (size_t)s->cols * bytes;
+    uint8_t line[HEAD_LINE];
+    float x[WIDE];
+    for (int64_t k = 0; k < s->cols; k++, out += bytes) {
+        const uint8_t *in;
+        TRY(head_line(s, row, k, line, &in));
+        for (int64_t at = c / WIDE * WIDE; at < c + n; at += WIDE) {
+            const int64_t first = at > c ? at : c, end = at + WIDE < c + n ? at + WIDE : c + n;
+            const uint8_t *from = in + (size_t)(at / f->block) * (size_t)f->bytes;
+            if (e->stored_format != e->format) {
+                numfmt_to_f32(x, from, e->stored_format, at + WIDE < e->head_rows ? WIDE : e->head_rows - at);
+                from = (const uint8_t *)x;
+            }
+            for (int64_t r = first; r < end; r++)
+                memcpy(out + (size_t)(r - c) * length, from + (size_t)(r - at) * bytes, bytes);
+        }
+    }
+    return MOE_OK;
+}
+
+static moe_err from_heads(const model_source *s, int64_t row, int64_t n, uint8_t *out)
+{
+    const model_extent *e = s->at;
+    const size_t length = numfmt_row_bytes(e->format, s->cols);
+    uint8_t line[HEAD_LINE];
+    for (int64_t end = row + n, most; row < end; row += most, out += (size_t)most * length) {
+        const int64_t c = row % e->head_rows, left = e->head_rows - c;
+        most = end - row < left ? end - row : left;
+        if (e->stored == STORED_HEAD_COLUMNS)
+            TRY(turn_head(s, row, most, out));
+        for (int64_t i = 0; e->stored == STORED_HEADS && i < most; i++) {
+            const uint8_t *in;
+            TRY(head_line(s, row, c + i, line, &in));
+            memcpy(out + (size_t)i * length, in, length);
+        }
+    }
+    return MOE_OK;
+}
+
 moe_err model_rows(const model_source *s, int64_t row, int64_t n, void *out)
 {
     const size_t length = numfmt_row_bytes(s->at->format, s->cols);
@@ -116,6 +211,9 @@ moe_err model_rows(const model_source *s, int64_t row, int64_t n, void *out)
     if (s->at->stored == STORED_COLUMNS) {
         from_columns(s, row, n, to);
         return MOE_OK;
+    }
+    if (s->at->stored == STORED_HEADS || s->at->stored == STORED_HEAD_COLUMNS) {
+        return from_heads(s, row, n, to);
     }
     if (model_rows_plain(s->at)) {
         memcpy(to, stored_row(s, row), (size_t)n * length);

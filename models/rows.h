@@ -7,6 +7,7 @@
 
 #include "engine/base/error.h"
 #include "kernels/numfmt.h"
+#include "models/spec.h"
 
 typedef enum model_stored {
     STORED_ROWS,    /* rows of `format`, as they are                                                                                       */
@@ -15,6 +16,9 @@ typedef enum model_stored {
     STORED_MXFP4,   /* gpt-oss: 16 bytes for 32 numbers, number 2i in the low half of byte i, 2i + 1 in the high one; a byte of scale
                        (E8M0) for them in a matrix of its own [rows, cols / 32]. `format` is NUM_MXFP4                                     */
     STORED_COLUMNS, /* transposed: [cols, row_bytes], numbers of a plain format                                                            */
+    STORED_HEADS,        /* head_rows rows of each head, which begin at stored row head * head_step + head_first; with scales: as STORED_FP8 */
+    STORED_HEAD_COLUMNS, /* the same, but transposed: head_rows numbers in each of `cols` stored rows, in `stored_format`; `format` is the
+                            same, or f32 where that is a block format, whose blocks lie across the rows that come out: exact               */
 } model_stored;
 
 /* Row r of the logical matrix [rows, cols] is stored row (STORED_COLUMNS: column) row_step * r + row_first from `offset` on, stored rows
@@ -27,6 +31,8 @@ typedef struct model_extent {
     numfmt format;          /* of the rows that come out                                              */
     model_stored stored;
     int row_step, row_first; /* 1 and 0; 2 and 0, 2 and 1 where gate and up rows take turns           */
+    int head_rows, head_step, head_first; /* STORED_HEADS, STORED_HEAD_COLUMNS                        */
+    numfmt stored_format;    /* STORED_HEADS, STORED_HEAD_COLUMNS                                     */
     int scale_file;          /* the matrix of scales; scale_bytes 0: none                             */
     uint64_t scale_offset, scale_bytes;
     size_t scale_row_bytes;
@@ -38,6 +44,9 @@ typedef struct model_extent {
 
 /* The stored bytes are rows of `format`, one after the other: nothing to put together. */
 bool model_rows_plain(const model_extent *e);
+/* e, whose file, offset, format and scales are known, becomes the keys or the values in kv_b_proj [H * (nope + value), kv_lora_rank]: of each head
+ * nope rows that are transposed to [kv_lora_rank, nope], then the values' rows. MOE_E_DATA when a row is no whole number of blocks. */
+moe_err model_rows_in_kv_b(model_extent *e, const char *path, bool keys, const model_spec *m) MOE_MUST_CHECK;
 
 typedef struct model_span {
     uint64_t at; /* from the extent's offset, or scale_offset */

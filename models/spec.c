@@ -18,6 +18,35 @@ static int64_t place(size_t *used, size_t floats)
     return (int64_t)at;
 }
 
+kv_shape spec_kv(const model_spec *m)
+{
+    return m->kv_lora_rank > 0 ? (kv_shape){1, m->kv_lora_rank + m->rotary, m->kv_lora_rank} : (kv_shape){m->Hkv, m->hd, 0};
+}
+
+int spec_kv_numbers(const model_spec *m)
+{
+    const kv_shape k = spec_kv(m);
+    return k.heads * k.key * (k.value > 0 ? 1 : 2);
+}
+
+static void place_latent(const model_spec *m, dense_layout *out, size_t *used)
+{
+    const size_t H = (size_t)m->H;
+    if (m->q_lora_rank > 0) {
+        out->q_a = place(used, panel_floats(m->q_lora_rank, m->D));
+        if (m->qkv_bias)
+            out->q_a_bias = place(used, (size_t)m->q_lora_rank);
+        out->q_a_norm = place(used, (size_t)m->q_lora_rank);
+    }
+    out->q_b = place(used, panel_floats((int64_t)m->H * m->hd, m->q_lora_rank > 0 ? m->q_lora_rank : m->D));
+    out->kv_a = place(used, panel_floats(m->kv_lora_rank + m->rotary, m->D));
+    if (m->qkv_bias)
+        out->kv_a_bias = place(used, (size_t)(m->kv_lora_rank + m->rotary));
+    out->kv_a_norm = place(used, (size_t)m->kv_lora_rank);
+    out->k_b = place(used, H * panel_floats(m->kv_lora_rank, spec_nope(m)));
+    out->v_b = place(used, H * panel_floats(m->v_head_dim, m->kv_lora_rank));
+}
+
 void spec_dense_layout(const model_spec *m, int layer, dense_layout *out)
 {
     const int64_t q = (int64_t)m->H * m->hd, kv = (int64_t)m->Hkv * m->hd;
@@ -25,14 +54,17 @@ void spec_dense_layout(const model_spec *m, int layer, dense_layout *out)
     size_t used = 0;
     memset(out, 0xff, sizeof *out); /* -1: absent */
     out->attn_norm = place(&used, D);
-    out->qkv = place(&used, (size_t)(panel_pad(q) + 2 * panel_pad(kv)) * D);
-    if (m->qkv_bias)
+    if (m->kv_lora_rank > 0)
+        place_latent(m, out, &used);
+    else
+        out->qkv = place(&used, (size_t)(panel_pad(q) + 2 * panel_pad(kv)) * D);
+    if (m->qkv_bias && m->kv_lora_rank == 0)
         out->qkv_bias = place(&used, (size_t)(panel_pad(q) + 2 * panel_pad(kv)));
     if (m->qk_norm != QK_NORM_NONE) {
         out->q_norm = place(&used, (size_t)(m->qk_norm == QK_NORM_FULL ? q : m->hd));
         out->k_norm = place(&used, (size_t)(m->qk_norm == QK_NORM_FULL ? kv : m->hd));
     }
-    out->o = place(&used, panel_floats(m->D, q));
+    out->o = place(&used, panel_floats(m->D, (int64_t)m->H * spec_value(m)));
     if (m->o_bias)
         out->o_bias = place(&used, D);
     if (m->sinks)
@@ -103,13 +135,23 @@ int spec_moe_index(const model_spec *m, int layer)
     return n;
 }
 
+/* Of latent attention, without the output projection. */
+static int64_t latent_parameters(const model_spec *m, bool used)
+{
+    const int64_t q = (int64_t)m->H * m->hd, a = m->q_lora_rank, kv = m->kv_lora_rank + m->rotary;
+    int64_t n = (a > 0 ? a * m->D + q * a : q * m->D) + kv * m->D;
+    n += (int64_t)m->H * (spec_nope(m) + m->v_head_dim) * m->kv_lora_rank;
+    return used ? n : n + a + m->kv_lora_rank + (m->qkv_bias ? a + kv : 0);
+}
+
 /* Parameters of one layer outside its routed experts; `used`: only those in a matrix product. */
 static int64_t layer_parameters(const model_spec *m, int l, bool used)
 {
     const int64_t D = m->D, q = (int64_t)m->H * m->hd, kv = (int64_t)m->Hkv * m->hd;
-    int64_t n = 2 * q * D + 2 * kv * D;
+    const bool latent = m->kv_lora_rank > 0;
+    int64_t n = latent ? latent_parameters(m, used) + (int64_t)m->H * m->v_head_dim * D : 2 * q * D + 2 * kv * D;
     if (!used) {
-        n += 2 * D + (m->qkv_bias ? q + 2 * kv : 0) + (m->o_bias ? D : 0);
+        n += 2 * D + (m->qkv_bias && !latent ? q + 2 * kv : 0) + (m->o_bias ? D : 0);
         n += m->qk_norm == QK_NORM_FULL ? q + kv : m->qk_norm == QK_NORM_HEAD ? 2 * m->hd : 0;
     }
     n += m->sinks && !used ? m->H : 0;

@@ -44,6 +44,11 @@ typedef struct model_spec {
     int V;                          /* vocab_size                                      */
     int H, Hkv, hd;                 /* heads, kv heads, head_dim                       */
     int rotary;                     /* floats of a head that the rotary embedding turns: hd, or its first ones */
+    bool rope_interleave;           /* pairs (2i, 2i+1) turn, not (i, i + rotary/2)    */
+    /* Latent attention (MLA, DeepSeek): kv_lora_rank > 0. hd is qk_nope_head_dim + qk_rope_head_dim (rotary), of which the last turn. What
+     * is kept of a position is one key for all heads, kv_lora_rank + rotary numbers; the first kv_lora_rank are also its value. Hkv is 1. */
+    int kv_lora_rank, q_lora_rank;  /* q_lora_rank 0: queries in one product           */
+    int v_head_dim;                 /* of a head's output                              */
     int F;                          /* moe_intermediate_size                           */
     int E, K;                       /* num_experts, num_experts_per_tok; 0 in a dense model */
     int F_dense;                    /* intermediate_size of dense layers               */
@@ -74,11 +79,15 @@ typedef struct model_spec {
 /* Where a tensor lives: section kind, and offset in floats inside the section. Panels as in kernels/matmul.h. */
 typedef enum section_kind { SECTION_EMBED, SECTION_DENSE, SECTION_EXPERT, SECTION_HEAD } section_kind;
 
-typedef enum tensor_layout { TENSOR_VECTOR, TENSOR_ROWS, TENSOR_PANELS } tensor_layout;
+/* TENSOR_HEADS: [H * n, cols], n rows for each head: rows at rest, in memory panels (n, cols) head after head. */
+typedef enum tensor_layout { TENSOR_VECTOR, TENSOR_ROWS, TENSOR_PANELS, TENSOR_HEADS } tensor_layout;
 
 /* What a tensor is, whatever its family calls it. */
 typedef enum tensor_role {
     ROLE_EMBED, ROLE_ATTN_NORM, ROLE_Q, ROLE_K, ROLE_V, ROLE_Q_BIAS, ROLE_K_BIAS, ROLE_V_BIAS, ROLE_Q_NORM, ROLE_K_NORM, ROLE_O, ROLE_O_BIAS,
+    ROLE_Q_A, ROLE_Q_A_BIAS, ROLE_Q_A_NORM, ROLE_Q_B,   /* of latent attention: queries in two products (else ROLE_Q) */
+    ROLE_KV_A, ROLE_KV_A_BIAS, ROLE_KV_A_NORM,          /* x -> latent and shared rotary key           */
+    ROLE_K_B, ROLE_V_B,                                 /* of each head: [kv_lora_rank, nope], [v_head_dim, kv_lora_rank] */
     ROLE_SINKS, ROLE_FFN_NORM, ROLE_ROUTER, ROLE_ROUTER_BIAS, ROLE_LOGIT_BIAS,
     ROLE_GATE_BIAS, ROLE_UP_BIAS, ROLE_DOWN_BIAS,       /* of all experts of a layer, [E, F], [E, F], [E, D], as vectors */
     ROLE_GATE, ROLE_UP, ROLE_DOWN,                      /* of a dense layer, or of an expert (kind SECTION_EXPERT) */
@@ -112,7 +121,10 @@ typedef struct dense_layout {
     int64_t qkv;            /* panels (pad(H*hd) + 2*pad(Hkv*hd), D): q | k | v, each padded to PANEL */
     int64_t qkv_bias;       /* [pad(H*hd) + 2*pad(Hkv*hd)] beside the rows of qkv       */
     int64_t q_norm, k_norm; /* [hd] or [H*hd], [Hkv*hd]                                 */
-    int64_t o;              /* panels (D, H*hd)                                         */
+    int64_t q_a, q_a_bias, q_a_norm, q_b;     /* latent attention instead of qkv: panels (q_lora_rank, D), (H*hd, q_lora_rank or D) */
+    int64_t kv_a, kv_a_bias, kv_a_norm;       /* panels (kv_lora_rank + rotary, D)      */
+    int64_t k_b, v_b;       /* panels of each head: (kv_lora_rank, nope), (v_head_dim, kv_lora_rank) */
+    int64_t o;              /* panels (D, H*hd, or H*v_head_dim)                        */
     int64_t o_bias;         /* [D]                                                      */
     int64_t ffn_norm;       /* [D]                                                      */
     int64_t router;         /* panels (E, D), MoE layers                                */
@@ -140,6 +152,19 @@ typedef struct head_layout {
     int64_t lm_head;        /* panels (V, D), or -1 when tied                           */
     size_t floats;
 } head_layout;
+
+/* Numbers of a head's query that do not turn, and of its output. */
+static inline int spec_nope(const model_spec *m) { return m->hd - m->rotary; }
+static inline int spec_value(const model_spec *m) { return m->kv_lora_rank > 0 ? m->v_head_dim : m->hd; }
+
+/* What a layer keeps of a position: `heads` keys of `key` numbers; value 0: as many values, else a value is the first ones of its key. */
+typedef struct kv_shape {
+    int heads, key, value;
+} kv_shape;
+kv_shape spec_kv(const model_spec *m);
+int spec_kv_numbers(const model_spec *m);
+/* What q.k is multiplied with before the softmax. */
+float spec_attention_scale(const model_spec *m);
 
 void spec_dense_layout(const model_spec *m, int layer, dense_layout *out);
 void spec_expert_layout(const model_spec *m, expert_layout *out);

@@ -96,6 +96,16 @@ void spec_rope_frequencies(const model_spec *m, float *out)
     }
 }
 
+/* yarn_apply_mscale of modeling_deepseek_v3: only latent attention has it. */
+float spec_attention_scale(const model_spec *m)
+{
+    const bool scaled = m->kv_lora_rank > 0 && m->rope.type == ROPE_YARN && m->rope.mscale_all_dim != 0;
+    if (!scaled)
+        return 1.0f / sqrtf((float)m->hd);
+    const double mscale = spec_yarn_mscale(m->rope.factor, m->rope.mscale_all_dim);
+    return (float)(mscale * mscale / sqrt((double)m->hd));
+}
+
 void spec_rope_table(const model_spec *m, int S, float *table)
 {
     float *last = table + (2 * (size_t)S - 1) * (size_t)(m->rotary / 2);

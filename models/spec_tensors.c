@@ -33,7 +33,7 @@ static void emit(table *b, tensor_info info, const char *fmt, ...) MOE_PRINTF(3,
 
 static bool is_bias(tensor_role role)
 {
-    return role == ROLE_Q_BIAS || role == ROLE_K_BIAS || role == ROLE_V_BIAS || role == ROLE_O_BIAS || role == ROLE_ROUTER_BIAS ||
+    return role == ROLE_Q_A_BIAS || role == ROLE_KV_A_BIAS || role == ROLE_Q_BIAS || role == ROLE_K_BIAS || role == ROLE_V_BIAS || role == ROLE_O_BIAS || role == ROLE_ROUTER_BIAS ||
            role == ROLE_SINKS || role == ROLE_LOGIT_BIAS || role == ROLE_GATE_BIAS || role == ROLE_UP_BIAS || role == ROLE_DOWN_BIAS;
 }
 
@@ -46,7 +46,7 @@ static void emit(table *b, tensor_info info, const char *fmt, ...)
         va_end(ap);
         if (info.layout == TENSOR_PANELS)
             info.floats = panel_floats(info.rows, info.cols);
-        else
+        else if (info.layout != TENSOR_HEADS) /* which brings its own */
             info.floats = (size_t)panel_pad(info.rows * info.cols);
         info.decay = info.layout != TENSOR_VECTOR;
         info.init_std = info.layout != TENSOR_VECTOR ? b->std : 0.0;
@@ -90,11 +90,37 @@ static void emit_swiglu(table *b, const model_spec *m, tensor_info like, int64_t
     emit(b, down, "%s.%s.weight", prefix, names->down);
 }
 
-static void emit_attention(table *b, const model_spec *m, const dense_layout *at, int l)
+/* Names as in transformers; k_b_proj and v_b_proj are what kv_b_proj is made of (hf_names.c), each by itself as in GGUF. */
+static void emit_latent(table *b, const model_spec *m, const dense_layout *at, int l)
+{
+    const int64_t q = (int64_t)m->H * m->hd, kv = m->kv_lora_rank + m->rotary;
+    const section_kind S = SECTION_DENSE;
+    if (at->q_a >= 0) {
+        emit(b, matrix(ROLE_Q_A, S, l, m->q_lora_rank, m->D, at->q_a, 0), "model.layers.%d.self_attn.q_a_proj.weight", l);
+        if (at->q_a_bias >= 0)
+            emit(b, vector(ROLE_Q_A_BIAS, S, l, m->q_lora_rank, at->q_a_bias), "model.layers.%d.self_attn.q_a_proj.bias", l);
+        emit(b, vector(ROLE_Q_A_NORM, S, l, m->q_lora_rank, at->q_a_norm), "model.layers.%d.self_attn.q_a_layernorm.weight", l);
+        emit(b, matrix(ROLE_Q_B, S, l, q, m->q_lora_rank, at->q_b, 0), "model.layers.%d.self_attn.q_b_proj.weight", l);
+    } else {
+        emit(b, matrix(ROLE_Q, S, l, q, m->D, at->q_b, 0), "model.layers.%d.self_attn.q_proj.weight", l);
+    }
+    emit(b, matrix(ROLE_KV_A, S, l, kv, m->D, at->kv_a, 0), "model.layers.%d.self_attn.kv_a_proj_with_mqa.weight", l);
+    if (at->kv_a_bias >= 0)
+        emit(b, vector(ROLE_KV_A_BIAS, S, l, kv, at->kv_a_bias), "model.layers.%d.self_attn.kv_a_proj_with_mqa.bias", l);
+    emit(b, vector(ROLE_KV_A_NORM, S, l, m->kv_lora_rank, at->kv_a_norm), "model.layers.%d.self_attn.kv_a_layernorm.weight", l);
+    tensor_info keys = matrix(ROLE_K_B, S, l, (int64_t)m->H * m->kv_lora_rank, spec_nope(m), at->k_b, 0);
+    tensor_info values = matrix(ROLE_V_B, S, l, (int64_t)m->H * m->v_head_dim, m->kv_lora_rank, at->v_b, 0);
+    keys.layout = values.layout = TENSOR_HEADS;
+    keys.floats = (size_t)m->H * panel_floats(m->kv_lora_rank, spec_nope(m));
+    values.floats = (size_t)m->H * panel_floats(m->v_head_dim, m->kv_lora_rank);
+    emit(b, keys, "model.layers.%d.self_attn.k_b_proj.weight", l);
+    emit(b, values, "model.layers.%d.self_attn.v_b_proj.weight", l);
+}
+
+static void emit_qkv(table *b, const model_spec *m, const dense_layout *at, int l)
 {
     const int64_t q = (int64_t)m->H * m->hd, kv = (int64_t)m->Hkv * m->hd, k_row = panel_pad(q), v_row = k_row + panel_pad(kv);
     const section_kind S = SECTION_DENSE;
-    emit(b, vector(ROLE_ATTN_NORM, S, l, m->D, at->attn_norm), "model.layers.%d.input_layernorm.weight", l);
     emit(b, matrix(ROLE_Q, S, l, q, m->D, at->qkv, 0), "model.layers.%d.self_attn.q_proj.weight", l);
     emit(b, matrix(ROLE_K, S, l, kv, m->D, at->qkv, k_row), "model.layers.%d.self_attn.k_proj.weight", l);
     emit(b, matrix(ROLE_V, S, l, kv, m->D, at->qkv, v_row), "model.layers.%d.self_attn.v_proj.weight", l);
@@ -108,7 +134,17 @@ static void emit_attention(table *b, const model_spec *m, const dense_layout *at
         emit(b, vector(ROLE_Q_NORM, S, l, full ? q : m->hd, at->q_norm), "model.layers.%d.self_attn.q_norm.weight", l);
         emit(b, vector(ROLE_K_NORM, S, l, full ? kv : m->hd, at->k_norm), "model.layers.%d.self_attn.k_norm.weight", l);
     }
-    emit(b, matrix(ROLE_O, S, l, m->D, q, at->o, 0), "model.layers.%d.self_attn.o_proj.weight", l);
+}
+
+static void emit_attention(table *b, const model_spec *m, const dense_layout *at, int l)
+{
+    const section_kind S = SECTION_DENSE;
+    emit(b, vector(ROLE_ATTN_NORM, S, l, m->D, at->attn_norm), "model.layers.%d.input_layernorm.weight", l);
+    if (m->kv_lora_rank > 0)
+        emit_latent(b, m, at, l);
+    else
+        emit_qkv(b, m, at, l);
+    emit(b, matrix(ROLE_O, S, l, m->D, (int64_t)m->H * spec_value(m), at->o, 0), "model.layers.%d.self_attn.o_proj.weight", l);
     if (at->o_bias >= 0)
         emit(b, vector(ROLE_O_BIAS, S, l, m->D, at->o_bias), "model.layers.%d.self_attn.o_proj.bias", l);
     if (at->sinks >= 0)

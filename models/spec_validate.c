@@ -3,6 +3,7 @@
  * Rule: a sentence begins with the key of config.json, then what was found and what was expected. */
 #include <math.h>
 
+#include "kernels/attention.h"
 #include "models/spec.h"
 
 /* Upper bounds that keep every product of two sizes (and the int arguments of kernels) in range; far above any model. */
@@ -55,6 +56,19 @@ static moe_err validate_rope(const model_spec *m)
     return check_range("rope_original_max_position_embeddings", r->original_positions, 1, 1 << 30);
 }
 
+/* What is kept of a position must fit a tile of attention, and a head of kv_b_proj the scratch of a thread. */
+static moe_err validate_latent(const model_spec *m)
+{
+    if (m->rotary < 2 || m->rotary % 2 != 0 || m->rotary >= m->hd)
+        return moe_fail(MOE_E_CONFIG, "qk_rope_head_dim is %d with a qk_nope_head_dim of %d: expected an even number >= 2, and a number >= 1",
+                        m->rotary, spec_nope(m));
+    TRY(check_range("qk_nope_head_dim", spec_nope(m), 1, ATTENTION_MAX_HD));
+    TRY(check_range("v_head_dim", m->v_head_dim, 1, ATTENTION_MAX_HD));
+    TRY(check_range("kv_lora_rank", m->kv_lora_rank, 1, ATTENTION_MAX_HD - m->rotary));
+    TRY(check_range("q_lora_rank", m->q_lora_rank, 0, MAX_WIDTH));
+    return check_range("v_head_dim x num_attention_heads", (int64_t)m->v_head_dim * m->H, 1, MAX_WIDTH);
+}
+
 static moe_err validate_attention(const model_spec *m)
 {
     TRY(check_range("num_attention_heads", m->H, 1, MAX_WIDTH));
@@ -62,7 +76,9 @@ static moe_err validate_attention(const model_spec *m)
     TRY(check_range("head_dim", m->hd, 2, MAX_WIDTH / m->H));
     if (m->H % m->Hkv != 0)
         return moe_fail(MOE_E_CONFIG, "num_attention_heads is %d: expected a multiple of num_key_value_heads (%d)", m->H, m->Hkv);
-    if (m->hd % 2 != 0)
+    if (m->kv_lora_rank != 0)
+        TRY(validate_latent(m));
+    else if (m->hd % 2 != 0)
         return moe_fail(MOE_E_CONFIG, "head_dim is %d: expected an even number (rotary embedding pairs i with i + head_dim/2)",
                         m->hd);
     TRY(validate_rope(m));
@@ -82,7 +98,7 @@ static moe_err validate_router(const model_spec *m)
     TRY(check_range("topk_group", r->groups_used, 1, r->groups));
     if (m->E % r->groups != 0)
         return moe_fail(MOE_E_CONFIG, "n_group is %d: expected a divisor of num_experts (%d)", r->groups, m->E);
-    if (r->groups > 1 && m->E / r->groups < 2)
+    if (r->groups > 1 && !r->group_best && m->E / r->groups < 2)
         return moe_fail(MOE_E_CONFIG,
                         "n_group is %d with %d experts: expected at least two experts in a group (a group's score is the sum "
                         "of its two best)",

@@ -37,24 +37,36 @@ static inspect_part part_of(const tensor_info *t)
     }
 }
 
+/* What lies together at rest belongs to each of them in part: gate and up in turn, keys and values of kv_b_proj. */
+static uint64_t rest_bytes(const tensor_info *t, const model_extent *e)
+{
+    const uint64_t all = e->bytes + e->scale_bytes;
+    if (e->stored == STORED_HEADS || e->stored == STORED_HEAD_COLUMNS)
+        return all * (uint64_t)(e->stored == STORED_HEADS ? e->head_rows : t->cols) / (uint64_t)e->head_step;
+    return all / (e->panels ? 1 : (uint64_t)e->row_step);
+}
+
 static void count(inspect_report *r, const tensor_info *t, const model_extent *e)
 {
     const inspect_part part = part_of(t);
+    const numfmt format = e->stored == STORED_HEADS || e->stored == STORED_HEAD_COLUMNS ? e->stored_format : e->format;
     int i = 0;
-    while (i < r->rows && (r->row[i].part != part || r->row[i].format != e->format))
+    while (i < r->rows && (r->row[i].part != part || r->row[i].format != format))
         i++;
     if (i == INSPECT_ROWS)
         return; /* more than every part in every format: cannot be */
     if (i == r->rows)
-        r->row[r->rows++] = (inspect_row){.part = part, .format = e->format};
+        r->row[r->rows++] = (inspect_row){.part = part, .format = format};
     r->row[i].tensors++;
     r->row[i].parameters += t->rows * t->cols;
-    r->row[i].bytes += (e->bytes + e->scale_bytes) / (e->panels ? 1 : (uint64_t)e->row_step); /* gate and up in turn: both have all of it */
+    r->row[i].bytes += rest_bytes(t, e);
 }
 
 /* Bytes of a tensor as the engine holds it. */
-static uint64_t memory_bytes(const tensor_info *t, const model_extent *e)
+static uint64_t memory_bytes(const model_spec *m, const tensor_info *t, const model_extent *e)
 {
+    if (t->layout == TENSOR_HEADS)
+        return (uint64_t)m->H * qpanel_bytes(e->format, t->rows / m->H, t->cols);
     if (t->layout == TENSOR_VECTOR)
         return (uint64_t)t->cols * sizeof(float);
     return t->layout == TENSOR_PANELS ? qpanel_bytes(e->format, t->rows, t->cols) : (uint64_t)t->rows * numfmt_row_bytes(e->format, t->cols);
@@ -70,7 +82,7 @@ static moe_err count_all(inspect_report *r)
         model_extent e;
         model_find(r->m, &table[i], &e);
         count(r, &table[i], &e);
-        const uint64_t bytes = memory_bytes(&table[i], &e);
+        const uint64_t bytes = memory_bytes(model_spec_of(r->m), &table[i], &e);
         if (table[i].kind != SECTION_EXPERT) {
             r->dense_bytes += bytes;
             continue;
@@ -103,7 +115,7 @@ moe_err inspect_model(inspect_report *r, const model *m, uint64_t host_bytes)
     TRY(count_all(r));
     qsort(r->row, (size_t)r->rows, sizeof *r->row, row_order);
     r->experts = (int64_t)spec_moe_layers(s) * s->E;
-    r->kv_bytes = (uint64_t)INSPECT_CONTEXT * 2 * 2 * (uint64_t)s->L * (uint64_t)s->Hkv * (uint64_t)s->hd;
+    r->kv_bytes = (uint64_t)INSPECT_CONTEXT * 2 * (uint64_t)s->L * (uint64_t)spec_kv_numbers(s);
     r->token_expert_bytes = r->experts == 0 ? 0 : r->expert_bytes / (uint64_t)r->experts * (uint64_t)spec_moe_layers(s) * (uint64_t)s->K;
     r->least_bytes = r->dense_bytes + r->kv_bytes + 2 * r->slot_bytes;
     const uint64_t plan = (uint64_t)(0.95 * (double)r->host_bytes);
@@ -129,8 +141,13 @@ static void print_shape(const inspect_report *r, text_buf *out)
     text_printf(out, "model     %s\n", model_name(r->m));
     text_printf(out, "form      %s, %d file%s, %s\n", kind_name(r->m), model_files(r->m), model_files(r->m) == 1 ? "" : "s",
                 text_bytes(bytes, (double)r->file_bytes));
-    text_printf(out, "family    %s: %d layers, width %d, %d heads of %d (%d for keys and values), vocabulary %d%s\n", s->model_type, s->L, s->D, s->H, s->hd,
-                s->Hkv, s->V, s->tied ? ", tied" : "");
+    char kept[96];
+    if (s->kv_lora_rank > 0)
+        snprintf(kept, sizeof kept, "a latent of %d and a key of %d for all of them", s->kv_lora_rank, s->rotary);
+    else
+        snprintf(kept, sizeof kept, "%d for keys and values", s->Hkv);
+    text_printf(out, "family    %s: %d layers, width %d, %d heads of %d (%s), vocabulary %d%s\n", s->model_type, s->L, s->D, s->H, s->hd, kept, s->V,
+                s->tied ? ", tied" : "");
     if (r->experts > 0)
         text_printf(out, "experts   %d layers x %d, %d a token, width %d%s\n", spec_moe_layers(s), s->E, s->K, s->F, s->F_shared > 0 ? ", and a shared one" : "");
     text_printf(out, "size      %.2f M parameters, %.2f M in experts, %.2f M active\n", (double)spec_parameters(s) / 1e6,

@@ -16,8 +16,9 @@
 
 static void pool_dims(kv_pool *p, const serve_config *c, const model_spec *m)
 {
+    const kv_shape k = spec_kv(m);
     *p = (kv_pool){.L = m->L, .sequences = c->max_sequences, .max_blocks = (int)((c->max_context + KV_PAGE - 1) / KV_PAGE),
-                   .page_bytes = kv_page_bytes(c->kv, m->Hkv, m->hd, 0)};
+                   .page_bytes = kv_page_bytes(c->kv, k.heads, k.key, k.value)};
     p->blocks = p->sequences * p->max_blocks;
     p->chains = p->blocks;
 }

@@ -1,7 +1,6 @@
 /* What a layer does besides the experts: norms, projections, rope, attention over the pages, dense and shared feed-forward. The order of
  * every sum is that of the training decoder, so fp32 weights and fp32 pages give its bits.
  * Owns nothing; works in the scratch of a step. */
-#include <math.h>
 #include <string.h>
 
 #include "engine/serve/serve_private.h"
@@ -64,9 +63,8 @@ static moe_err finish_projection(serve *s, float *x, const float *bias, const fl
     return rope ? rotate(s, x, heads, T) : MOE_OK;
 }
 
-static moe_err attend(serve *s, int layer, int64_t T)
+void serve_find_pages(serve *s, int layer, int64_t T)
 {
-    const model_spec *m = s->spec;
     serve_scratch *w = &s->w;
     const size_t of_layer = (size_t)layer * (size_t)s->kv.max_blocks;
     for (int64_t t = 0; t < T; t++) {
@@ -74,12 +72,19 @@ static moe_err attend(serve *s, int layer, int64_t T)
         w->page[t] = table[w->pos[t] / KV_PAGE];
         w->tables[t] = (const void *const *)table;
     }
+}
+
+static moe_err attend(serve *s, int layer, int64_t T)
+{
+    const model_spec *m = s->spec;
+    serve_scratch *w = &s->w;
+    serve_find_pages(s, layer, T);
     const size_t ldk = (size_t)(m->Hkv * m->hd), ldq = (size_t)(m->H * m->hd);
     const kv_store_args store = {.page = w->page, .pos = w->pos, .k = w->k, .v = w->v, .ldk = ldk, .T = T, .Hkv = m->Hkv, .hd = m->hd,
                                  .format = s->c.kv};
     TRY(s->c.be->kv_store(&store, s->c.stream));
     const paged_attention_args a = {.o = w->o, .q = w->q, .ldq = ldq, .ldo = ldq, .pos = w->pos, .pages = w->tables, .T = T, .H = m->H,
-                                    .Hkv = m->Hkv, .hd = m->hd, .scale = 1.0f / sqrtf((float)m->hd), .format = s->c.kv,
+                                    .Hkv = m->Hkv, .hd = m->hd, .scale = spec_attention_scale(m), .format = s->c.kv,
                                     .window = m->windowed[layer] ? m->window : 0, .sinks = s->dense.layer[layer].sinks};
     return s->c.be->paged_attention(&a, s->c.stream);
 }
@@ -90,6 +95,8 @@ moe_err serve_attention(serve *s, int layer, int64_t T)
     const serve_layer *l = &s->dense.layer[layer];
     const serve_scratch *w = &s->w;
     TRY(serve_norm(s, w->xn, w->x, l->attn_norm, T));
+    if (m->kv_lora_rank > 0)
+        return serve_latent_attention(s, layer, T);
     const weight *const project[] = {&l->q, &l->k, &l->v};
     float *const out[] = {w->q, w->k, w->v};
     const size_t ld[] = {(size_t)l->q.N, (size_t)l->k.N, (size_t)l->v.N};

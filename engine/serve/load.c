@@ -55,7 +55,8 @@ static int64_t rows_together(const serve *s, const load_part *p)
         return LOAD_PIECE;
     if (p->at.stored == STORED_COLUMNS)
         return p->info.rows;
-    const int64_t hd = s->spec->hd, unit = !p->at.heads_interleaved ? PANEL : hd % PANEL == 0 ? hd : hd * PANEL;
+    const int64_t hd = s->spec->hd, one = p->info.layout == TENSOR_HEADS ? p->info.rows / s->spec->H : PANEL;
+    const int64_t unit = !p->at.heads_interleaved ? one : hd % PANEL == 0 ? hd : hd * PANEL;
     const int64_t fit = (int64_t)(LOAD_PIECE / part_row_bytes(p)) / unit * unit;
     return fit > unit ? fit : unit;
 }
@@ -128,6 +129,8 @@ static moe_err land_rows(loader *l, const piece *p, const char *from)
     }
     if (part->info.layout == TENSOR_ROWS)
         return model_rows(&rows, p->first, p->rows, (char *)part->to + (size_t)p->first * part_row_bytes(part));
+    if (part->info.layout == TENSOR_HEADS)
+        return serve_pack_heads(l->s->c.stream, &(pack_args){.panels = part->to, .from = &rows, .N = part->info.rows / l->s->spec->H, .n = p->rows});
     return serve_pack(l->s->c.stream, &(pack_args){.panels = part->to, .from = &rows, .N = part->info.rows, .n = p->rows});
 }
 

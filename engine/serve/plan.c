@@ -54,11 +54,29 @@ static void layout_experts(serve *s, carve *c, size_t T)
         w->batch_w[i] = carve_bytes(c, E * sizeof *w->batch_w[i]);
 }
 
+static void layout_latent(serve *s, carve *c, size_t T)
+{
+    const model_spec *m = s->spec;
+    serve_scratch *w = &s->w;
+    if (m->kv_lora_rank == 0)
+        return;
+    const size_t H = (size_t)m->H, rows = H * (T < LATENT_TOKENS ? T : LATENT_TOKENS), f = sizeof(float);
+    const int widest = spec_nope(m) > m->v_head_dim ? spec_nope(m) : m->v_head_dim;
+    w->q_a = carve_bytes(c, T * (size_t)m->q_lora_rank * f);
+    w->q_latent = carve_bytes(c, rows * (size_t)(m->kv_lora_rank + m->rotary) * f);
+    w->o_latent = carve_bytes(c, rows * (size_t)m->kv_lora_rank * f);
+    w->heads = carve_bytes(c, rows * (size_t)widest * f);
+    w->head_offset = carve_bytes(c, (H + 1) * sizeof *w->head_offset);
+    w->head_panels = carve_bytes(c, H * sizeof *w->head_panels);
+}
+
 size_t serve_scratch_layout(serve *s, char *base)
 {
     const model_spec *m = s->spec;
     serve_scratch *w = &s->w;
-    const size_t T = (size_t)s->c.chunk, D = (size_t)m->D, O = (size_t)m->H * (size_t)m->hd, KV = (size_t)m->Hkv * (size_t)m->hd;
+    const size_t T = (size_t)s->c.chunk, D = (size_t)m->D, O = (size_t)m->H * (size_t)m->hd;
+    const kv_shape kept = spec_kv(m);
+    const size_t KV = (size_t)kept.heads * (size_t)kept.key;
     const size_t ffn = (size_t)widest_ffn(m), f = sizeof(float);
     carve c = {base, 0};
     s->Fp = (int)panel_pad(m->F);
@@ -66,8 +84,9 @@ size_t serve_scratch_layout(serve *s, char *base)
     w->xn = carve_bytes(&c, T * D * f);
     w->q = carve_bytes(&c, T * O * f);
     w->k = carve_bytes(&c, T * KV * f);
-    w->v = carve_bytes(&c, T * KV * f);
-    w->o = carve_bytes(&c, T * O * f);
+    w->v = carve_bytes(&c, kept.value > 0 ? 0 : T * KV * f);
+    w->o = carve_bytes(&c, T * (size_t)m->H * (size_t)spec_value(m) * f);
+    layout_latent(s, &c, T);
     w->rope = carve_bytes(&c, T * (size_t)m->hd * f);
     w->wide = carve_bytes(&c, ffn > 0 ? T * (2 * ffn > D ? 2 * ffn : D) * f : 0);
     w->wide2 = carve_bytes(&c, T * ffn * f);

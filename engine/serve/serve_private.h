@@ -19,6 +19,9 @@ typedef struct serve_layer {
     const float *sinks, *logit_bias;        /* [H], [E]                                     */
     const float *expert_bias[3];            /* gate, up [E, F], down [E, D]                 */
     weight q, k, v, o;
+    const float *q_a_norm, *kv_a_norm, *q_a_bias, *kv_a_bias; /* latent attention (latent.c)    */
+    weight q_a, q_b, kv_a;
+    weight k_b, v_b;                        /* of each head, panels head after head; N and K are a head's */
     weight router;
     weight gate, up, down;                  /* of a dense layer                             */
     weight shared_gate, shared_up, shared_down, shared_switch;
@@ -76,6 +79,10 @@ typedef struct serve_scratch {
     float *x, *xn;       /* [T, D]                                       */
     float *q, *k, *v, *o; /* [T, H*hd], [T, Hkv*hd] x 2, [T, H*hd]        */
     float *rope;         /* [2, T, hd/2] of the tokens' positions        */
+    float *q_a;          /* latent attention: [T, q_lora_rank]           */
+    float *q_latent, *o_latent, *heads; /* of S = LATENT_TOKENS tokens: [H, S, key], [H, S, kv_lora_rank], [H, S, nope or value] */
+    int32_t *head_offset;          /* [H + 1] rows of each head          */
+    const void **head_panels;      /* [H]                                */
     float *wide, *wide2; /* dense FFN, shared expert: [T, max(2*Fp, D)] and [T, Fp] */
     float *switches;     /* [2, T] gate of the shared expert, its logits */
     int32_t *token, *pos, *sequence, *span_of, *identity; /* [T]           */
@@ -123,6 +130,9 @@ moe_err serve_weights_begin(serve *s) MOE_MUST_CHECK; /* the layers, still witho
 moe_err serve_weights_measure(const serve *s, uint64_t *bytes) MOE_MUST_CHECK;
 moe_err serve_weights_load(serve *s) MOE_MUST_CHECK;
 void serve_weights_close(serve *s);
+/* Tokens whose queries are in latent form at one time: enough rows for a product per head, few enough for memory. */
+enum { LATENT_TOKENS = 64 };
+
 /* The rows that were read, first .. first + n, into the panels (N, cols), shared out over the threads; first is a multiple of PANEL. Rows that must be put
  * together are, a panel at a time, in the scratch of a worker (MOE_E_CONFIG where PANEL of them do not fit). MOE_E_DATA as model_rows. */
 typedef struct pack_args {
@@ -131,6 +141,8 @@ typedef struct pack_args {
     int64_t N, n;
 } pack_args;
 moe_err serve_pack(moe_stream *stream, const pack_args *a) MOE_MUST_CHECK;
+/* TENSOR_HEADS: N rows of each head; from->first and n are multiples of it. */
+moe_err serve_pack_heads(moe_stream *stream, const pack_args *a) MOE_MUST_CHECK;
 
 /* load.c: the reads behind serve_weights_load */
 typedef struct load_part {
@@ -168,6 +180,10 @@ moe_err serve_product(serve *s, const weight *const *w, float *const *y, const s
 moe_err serve_one_product(serve *s, const weight *w, float *y, size_t ldy, const float *x, size_t ldx, int64_t rows, bool accumulate) MOE_MUST_CHECK;
 moe_err serve_norm(serve *s, float *y, const float *x, const float *gain, int64_t rows) MOE_MUST_CHECK;
 moe_err serve_attention(serve *s, int layer, int64_t T) MOE_MUST_CHECK;
+/* Page tables of the tokens in a layer: w.page, w.tables. */
+void serve_find_pages(serve *s, int layer, int64_t T);
+/* latent.c */
+moe_err serve_latent_attention(serve *s, int layer, int64_t T) MOE_MUST_CHECK;
 moe_err serve_dense_ffn(serve *s, const serve_layer *l, int64_t T) MOE_MUST_CHECK;
 
 /* plan.c. The same lines measure (base NULL) and point. */

@@ -21,6 +21,10 @@ static const float **vector_of(serve_layer *l, tensor_role role)
     case ROLE_K_BIAS: return &l->k_bias;
     case ROLE_V_BIAS: return &l->v_bias;
     case ROLE_O_BIAS: return &l->o_bias;
+    case ROLE_Q_A_NORM: return &l->q_a_norm;
+    case ROLE_KV_A_NORM: return &l->kv_a_norm;
+    case ROLE_Q_A_BIAS: return &l->q_a_bias;
+    case ROLE_KV_A_BIAS: return &l->kv_a_bias;
     case ROLE_ROUTER_BIAS: return &l->router_bias;
     case ROLE_SINKS: return &l->sinks;
     case ROLE_LOGIT_BIAS: return &l->logit_bias;
@@ -38,6 +42,11 @@ static weight *matrix_of(serve_layer *l, tensor_role role)
     case ROLE_K: return &l->k;
     case ROLE_V: return &l->v;
     case ROLE_O: return &l->o;
+    case ROLE_Q_A: return &l->q_a;
+    case ROLE_Q_B: return &l->q_b;
+    case ROLE_KV_A: return &l->kv_a;
+    case ROLE_K_B: return &l->k_b;
+    case ROLE_V_B: return &l->v_b;
     case ROLE_ROUTER: return &l->router;
     case ROLE_GATE: return &l->gate;
     case ROLE_UP: return &l->up;
@@ -50,8 +59,10 @@ static weight *matrix_of(serve_layer *l, tensor_role role)
     }
 }
 
-static size_t tensor_bytes(const tensor_info *t, const model_extent *e)
+static size_t tensor_bytes(const model_spec *m, const tensor_info *t, const model_extent *e)
 {
+    if (t->layout == TENSOR_HEADS)
+        return (size_t)m->H * qpanel_bytes(e->format, t->rows / m->H, t->cols);
     if (t->layout == TENSOR_VECTOR)
         return (size_t)t->cols * sizeof(float);
     if (t->layout == TENSOR_ROWS)
@@ -62,7 +73,7 @@ static size_t tensor_bytes(const tensor_info *t, const model_extent *e)
 /* The engine's name for the tensor. */
 static moe_err point(serve_dense *d, const model_spec *spec, const tensor_info *t, const model_extent *e, void *at)
 {
-    const weight w = {at, e->format, (int)t->rows, (int)t->cols};
+    const weight w = {at, e->format, (int)(t->layout == TENSOR_HEADS ? t->rows / spec->H : t->rows), (int)t->cols};
     serve_layer *l = t->layer >= 0 ? &d->layer[t->layer] : NULL;
     if (t->role == ROLE_EMBED) {
         d->embed = at;
@@ -75,7 +86,7 @@ static moe_err point(serve_dense *d, const model_spec *spec, const tensor_info *
         d->final_norm = at;
     } else if (l != NULL && t->layout == TENSOR_VECTOR && vector_of(l, t->role) != NULL) {
         *vector_of(l, t->role) = at;
-    } else if (l != NULL && t->layout == TENSOR_PANELS && matrix_of(l, t->role) != NULL) {
+    } else if (l != NULL && (t->layout == TENSOR_PANELS || t->layout == TENSOR_HEADS) && matrix_of(l, t->role) != NULL) {
         *matrix_of(l, t->role) = w;
     } else {
         return moe_fail(MOE_E_CONFIG, "%s: the serving engine does not know this tensor", t->name);
@@ -94,7 +105,7 @@ static moe_err lay_out(const serve *s, serve_dense *d, const tensor_info *table,
             continue;
         model_extent e;
         model_find(s->c.model, &table[i], &e);
-        void *at = carve_bytes(&c, tensor_bytes(&table[i], &e));
+        void *at = carve_bytes(&c, tensor_bytes(s->spec, &table[i], &e));
         if (base == NULL)
             continue;
         TRY(point(d, s->spec, &table[i], &e, at));
@@ -209,6 +220,34 @@ static void pack_panels(void *ctx, int64_t begin, int64_t end, int worker)
         }
         qpanel_pack(p->a->panels, rows, length, f, p->a->N, s->cols, s->first + row, n);
     }
+}
+
+/* Panels of whole heads, a head at a time. */
+static void pack_heads(void *ctx, int64_t begin, int64_t end, int worker)
+{
+    packing *p = ctx;
+    const model_source *s = p->a->from;
+    const numfmt f = s->at->format;
+    const int64_t rows = p->a->N;
+    void *scratch = moe_pool_scratch(p->pool, worker);
+    for (int64_t i = begin; i < end; i++) {
+        char *to = (char *)p->a->panels + (size_t)(s->first / rows + i) * qpanel_bytes(f, rows, s->cols);
+        if (model_rows(s, s->first + i * rows, rows, scratch) != MOE_OK)
+            p->bad = s->first + i * rows;
+        else
+            qpanel_pack(to, scratch, numfmt_row_bytes(f, s->cols), f, rows, s->cols, 0, rows);
+    }
+}
+
+moe_err serve_pack_heads(moe_stream *stream, const pack_args *a)
+{
+    const model_source *s = a->from;
+    packing p = {.a = a, .pool = stream->pool, .bad = -1};
+    if ((size_t)a->N * numfmt_row_bytes(s->at->format, s->cols) > moe_pool_scratch_bytes(stream->pool))
+        return moe_fail(MOE_E_CONFIG, "%s: %s: a head of %lld rows does not fit the %zu bytes of scratch of a thread", s->path, s->name,
+                        (long long)a->N, moe_pool_scratch_bytes(stream->pool));
+    moe_pool_for(stream->pool, a->n / a->N, 1, pack_heads, &p);
+    return p.bad < 0 ? MOE_OK : model_rows(s, p.bad, a->N, moe_pool_scratch(stream->pool, 0)); /* once more, for the sentence */
 }
 
 moe_err serve_pack(moe_stream *stream, const pack_args *a)

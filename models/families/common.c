@@ -42,7 +42,7 @@ bool family_bool(const family_values *v, const char *key)
 /* null is a value only where it means something: the key's own default, or "not this part" in the configs the names come from. */
 static moe_err refuse_null(const family_values *v)
 {
-    static const char *const optional[] = {"mlp_only_layers", "n_group", "topk_group", "sliding_window"};
+    static const char *const optional[] = {"mlp_only_layers", "n_group", "topk_group", "sliding_window", "q_lora_rank"};
     for (int i = 0; i < v->n; i++) {
         bool legal = !v->values[i].null || strcmp(v->keys[i].fallback, "null") == 0;
         for (size_t j = 0; j < sizeof optional / sizeof *optional; j++)
@@ -183,6 +183,42 @@ moe_err family_sparse_layers(model_spec *m, const family_values *v)
             return moe_fail(MOE_E_CONFIG, "mlp_only_layers names layer %lld: expected 0 to %d", (long long)l, m->L - 1);
         m->moe_layer[l] = false;
     }
+    return MOE_OK;
+}
+
+moe_err family_latent(model_spec *m, const family_values *v)
+{
+    int nope, given, heads;
+    TRY(family_int(v, "kv_lora_rank", 0, &m->kv_lora_rank));
+    TRY(family_int(v, "q_lora_rank", 0, &m->q_lora_rank));
+    TRY(family_int(v, "v_head_dim", 0, &m->v_head_dim));
+    TRY(family_int(v, "qk_rope_head_dim", 0, &m->rotary));
+    TRY(family_int(v, "qk_nope_head_dim", 0, &nope));
+    if (m->rotary < 0 || m->rotary > 1 << 20 || nope < 0 || nope > 1 << 20 || m->kv_lora_rank < 1)
+        return moe_fail(MOE_E_CONFIG, "kv_lora_rank is %d, qk_nope_head_dim %d, qk_rope_head_dim %d: expected numbers >= 1", m->kv_lora_rank, nope,
+                        m->rotary);
+    m->hd = nope + m->rotary;
+    TRY(family_int(v, "head_dim", m->rotary, &given));
+    if (given != m->rotary)
+        return moe_fail(MOE_E_CONFIG, "head_dim is %d: expected qk_rope_head_dim (%d), or no such key", given, m->rotary);
+    TRY(family_int(v, "qk_head_dim", m->hd, &given));
+    if (given != m->hd)
+        return moe_fail(MOE_E_CONFIG, "qk_head_dim is %d: expected qk_nope_head_dim + qk_rope_head_dim (%d), or no such key", given, m->hd);
+    TRY(family_int(v, "num_key_value_heads", m->H, &heads));
+    if (heads != m->H)
+        return moe_fail(MOE_E_CONFIG, "num_key_value_heads is %d: expected num_attention_heads (%d)", heads, m->H);
+    m->Hkv = 1;
+    return MOE_OK;
+}
+
+moe_err family_shared_experts(model_spec *m, const family_values *v)
+{
+    int shared = 0;
+    TRY(family_int(v, "n_shared_experts", 0, &shared));
+    if (shared < 1 || shared > 1024 || m->F < 1 || m->F > (1 << 20))
+        return moe_fail(MOE_E_CONFIG, "n_shared_experts is %d with a moe_intermediate_size of %d: expected 1 to 1024 of 1 to 2^20", shared,
+                        m->F);
+    m->F_shared = shared * m->F;
     return MOE_OK;
 }
 

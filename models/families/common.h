@@ -26,6 +26,11 @@ moe_err family_fill(model_spec *out, const char *model_type, const family_values
 
 /* Layers with a dense feed-forward instead of experts, by decoder_sparse_step and mlp_only_layers (Qwen2-MoE, Qwen3-MoE). */
 moe_err family_sparse_layers(model_spec *m, const family_values *v) MOE_MUST_CHECK;
+/* Latent attention (DeepSeek): kv_lora_rank, q_lora_rank and the widths of heads, instead of head_dim and num_key_value_heads. */
+moe_err family_latent(model_spec *m, const family_values *v) MOE_MUST_CHECK;
+#define FAMILY_LATENT_SERVED "the gradients of latent attention (kv_lora_rank) are not computed"
+/* n_shared_experts side by side are one of their width together. Needs F. */
+moe_err family_shared_experts(model_spec *m, const family_values *v) MOE_MUST_CHECK;
 /* A model without experts: every layer has a feed-forward of intermediate_size. */
 moe_err family_dense(model_spec *m, const family_values *v) MOE_MUST_CHECK;
 
@@ -64,6 +69,9 @@ extern const model_family family_qwen2_moe;
 extern const model_family family_mixtral;
 extern const model_family family_glm4_moe;
 extern const model_family family_gpt_oss;
+extern const model_family family_deepseek_v2;
+extern const model_family family_deepseek_v3;
+extern const model_family family_kimi_k2;
 extern const model_family family_llama;
 extern const model_family family_qwen2;
 extern const model_family family_qwen3;

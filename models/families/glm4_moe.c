@@ -38,15 +38,10 @@ enum { NKEYS = sizeof KEYS / sizeof *KEYS };
 static moe_err build(model_spec *m, const model_value *values)
 {
     const family_values v = {KEYS, NKEYS, values};
-    int shared = 0;
     TRY(family_fill(m, "glm4_moe", &v));
     TRY(family_int(&v, "moe_intermediate_size", 0, &m->F));
     TRY(family_int(&v, "intermediate_size", 0, &m->F_dense));
-    TRY(family_int(&v, "n_shared_experts", 0, &shared));
-    if (shared < 1 || shared > 1024 || m->F < 1 || m->F > (1 << 20))
-        return moe_fail(MOE_E_CONFIG, "n_shared_experts is %d with a moe_intermediate_size of %d: expected 1 to 1024 of 1 to 2^20", shared,
-                        m->F);
-    m->F_shared = shared * m->F;
+    TRY(family_shared_experts(m, &v));
     m->names = NAMES_DEEPSEEK;
     m->o_bias = false;
     m->qk_norm = family_bool(&v, "use_qk_norm") ? QK_NORM_HEAD : QK_NORM_NONE;

@@ -78,6 +78,15 @@ static hf_place bias_place(const model_spec *m, const tensor_info *info)
     return p;
 }
 
+/* kv_b_proj: keys and values of each head. */
+static hf_place kv_b_place(const model_spec *m, const tensor_info *info)
+{
+    hf_place p = {.dims = 2, .shape = {(int64_t)m->H * (spec_nope(m) + m->v_head_dim), m->kv_lora_rank}, .row_step = 1,
+                  .stored = info->role == ROLE_K_B ? STORED_HEAD_COLUMNS : STORED_HEADS};
+    snprintf(p.name, sizeof p.name, "model.layers.%d.self_attn.kv_b_proj.weight", info->layer);
+    return p;
+}
+
 int hf_places(const model_spec *m, const tensor_info *info, hf_place out[HF_PLACES])
 {
     static const char block[] = ".block_sparse_moe.";
@@ -85,6 +94,10 @@ int hf_places(const model_spec *m, const tensor_info *info, hf_place out[HF_PLAC
     int n = 0;
     if (info->role == ROLE_GATE_BIAS || info->role == ROLE_UP_BIAS || info->role == ROLE_DOWN_BIAS) {
         out[n++] = bias_place(m, info);
+        return n;
+    }
+    if (info->layout == TENSOR_HEADS) {
+        out[n++] = kv_b_place(m, info);
         return n;
     }
     out[n++] = own_place(info);

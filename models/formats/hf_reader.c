@@ -92,7 +92,7 @@ static moe_err resolve(const hf_reader *h, const tensor_info *info, source *out)
     while (i < n && (out->t = hf_files_find(&h->f, place[i].name, &out->shard)) == NULL)
         i++;
     if (i == n && n == 1)
-        return moe_fail(MOE_E_DATA, "%s: tensor %s is missing", h->f.dir, info->name);
+        return moe_fail(MOE_E_DATA, "%s: tensor %s is missing", h->f.dir, place[0].name);
     if (i == n)
         return moe_fail(MOE_E_DATA, "%s: neither %s nor %s is there", h->f.dir, info->name, place[n - 1].name);
     out->place = place[i];
@@ -100,7 +100,8 @@ static moe_err resolve(const hf_reader *h, const tensor_info *info, source *out)
     TRY(check_shape(path, out->t, place[i].dims, place[i].shape));
     if (place[i].stored == STORED_MXFP4)
         return resolve_mxfp4(h, out);
-    if (place[i].stored == STORED_ROWS && info->layout != TENSOR_VECTOR && out->t->dtype == ST_F8_E4M3)
+    const bool rows = place[i].stored == STORED_ROWS || place[i].stored == STORED_HEADS || place[i].stored == STORED_HEAD_COLUMNS;
+    if (rows && info->layout != TENSOR_VECTOR && out->t->dtype == ST_F8_E4M3)
         return resolve_fp8(h, out);
     return check_dtype(path, out->t, info->layout == TENSOR_VECTOR ? "F32, F16 or BF16" : "F32, F16, BF16 or F8_E4M3", is_plain((st_dtype)out->t->dtype));
 }
@@ -233,6 +234,25 @@ static moe_err locate_fp8(const hf_reader *h, const source *s, const tensor_info
     return MOE_OK;
 }
 
+/* In kv_b_proj, plain or E4M3. */
+static moe_err locate_heads(const hf_reader *h, const source *s, const tensor_info *info, model_extent *e)
+{
+    const model_spec *m = &h->spec;
+    const st_dtype d = (st_dtype)s->t->dtype;
+    *e = (model_extent){.file = s->shard, .offset = s->t->begin,
+                        .format = d == ST_F8_E4M3 ? NUM_F8_E4M3 : d == ST_F32 ? NUM_F32 : d == ST_F16 ? NUM_F16 : NUM_BF16};
+    if (s->scales != NULL) {
+        if (m->kv_lora_rank % 128 != 0)
+            return moe_fail(MOE_E_DATA, "%s: %s has rows of %d: expected a multiple of 128 in F8_E4M3", safetensors_path(h->f.shard[s->shard]), s->t->name,
+                            m->kv_lora_rank);
+        e->scale_file = s->scale_shard;
+        e->scale_offset = s->scales->begin;
+        e->scale_row_bytes = (size_t)m->kv_lora_rank / 128 * sizeof(float);
+        e->scale_bytes = (uint64_t)(s->place.shape[0] + 127) / 128 * e->scale_row_bytes;
+    }
+    return model_rows_in_kv_b(e, safetensors_path(h->f.shard[s->shard]), info->role == ROLE_K_B, m);
+}
+
 /* row_bytes, bytes and scales of what is put together from halves of bytes, or stored across. */
 static void locate_apart(const source *s, const tensor_info *info, model_extent *e)
 {
@@ -254,6 +274,8 @@ moe_err hf_reader_locate(const hf_reader *h, const tensor_info *info, model_exte
     source s;
     *out = (model_extent){0};
     TRY(resolve(h, info, &s));
+    if (info->layout == TENSOR_HEADS)
+        return locate_heads(h, &s, info, out);
     const st_dtype d = (st_dtype)s.t->dtype; /* resolve allows these only */
     const numfmt format = s.place.stored == STORED_MXFP4 ? NUM_MXFP4 : s.place.stored == STORED_FP8 ? NUM_F8_E4M3 : d == ST_F32 ? NUM_F32 : d == ST_F16 ? NUM_F16 : NUM_BF16;
     TRY(model_rows_extent(out, safetensors_path(h->f.shard[s.shard]), info, format));

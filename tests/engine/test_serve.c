@@ -9,13 +9,13 @@
 #include "engine/serve/serve_private.h"
 #include "tests/engine/serve_harness.h"
 
-static const char *const models[] = {"qwen3_moe", "olmoe_clip", "shared_expert_gate", "leading_dense", "deepseek_router", "mixtral_router"};
+static const char *const models[] = {"qwen3_moe", "olmoe_clip", "shared_expert_gate", "leading_dense", "deepseek_router", "mixtral_router", "serve/deepseek_v3"};
 enum { MODELS = sizeof models / sizeof *models, N = 75 }; /* tokens: more than a page */
 
 static const char *path_of(const char *name)
 {
     static char path[256];
-    snprintf(path, sizeof path, "tests/fixtures/train/%s", name);
+    snprintf(path, sizeof path, "tests/fixtures/%s%s", strncmp(name, "serve/", 6) == 0 ? "" : "train/", name);
     return path;
 }
 
@@ -117,12 +117,12 @@ Test(serve, logits_do_not_depend_on_neighbours)
     }
 }
 
-Test(serve, a_reused_prefix_gives_the_same_bits)
+static void reuse_prefix(const char *name)
 {
     test_serve t;
     int32_t a[N], b[N];
     int first, second, third;
-    test_serve_open(&t, path_of("qwen3_moe"), (test_serve_options){.sequences = 3});
+    test_serve_open(&t, path_of(name), (test_serve_options){.sequences = 3});
     test_serve_tokens(&t, a, N, 1);
     test_serve_tokens(&t, b, N, 2);
     memcpy(b, a, KV_PAGE * sizeof *b); /* differs behind the first page */
@@ -149,6 +149,12 @@ Test(serve, a_reused_prefix_gives_the_same_bits)
     MUST(kv_check_pool(&t.s->kv));
     free(want), free(got);
     test_serve_close(&t);
+}
+
+Test(serve, a_reused_prefix_gives_the_same_bits)
+{
+    reuse_prefix("qwen3_moe");
+    reuse_prefix("serve/deepseek_v3");
 }
 
 /* More different prompts than the pool has blocks: old pages are forgotten, and what is found is right. */

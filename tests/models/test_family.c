@@ -14,6 +14,11 @@ Test(family, defaults_build)
         const model_family *f = model_family_at(i);
         model_spec m;
         cr_assert_eq(model_family_find(f->model_type), f);
+        for (int k = 0; k < f->nkeys; k++)
+            for (int j = 0; j < k; j++)
+                cr_assert_neq(strcmp(f->keys[k].name, f->keys[j].name), 0, "%s twice", f->keys[k].name);
+        if (strstr(f->architecture, "Deepseek") != NULL)
+            continue; /* below */
         const bool glm = strcmp(f->model_type, "glm4_moe") == 0; /* its class's own heads are 42 wide, of which no half can turn in pairs */
         cr_assert_eq(make_spec(&m, f->model_type, glm ? "head_dim=128" : ""), MOE_OK, "%s: %s", f->model_type, moe_error_text());
         cr_assert_str_eq(m.model_type, f->model_type);
@@ -24,9 +29,6 @@ Test(family, defaults_build)
         cr_assert(m.correction_bias == glm && m.router.groups == 1 && m.router.scale == 1.0f && m.router.topk_first == oss);
         cr_assert(oss ? m.rope.type == ROPE_YARN && m.rope.factor == 32.0 : m.rope.type == ROPE_DEFAULT && m.rope.factor == 1.0);
         cr_assert((f->served_only != NULL) == oss);
-        for (int k = 0; k < f->nkeys; k++)
-            for (int j = 0; j < k; j++)
-                cr_assert_neq(strcmp(f->keys[k].name, f->keys[j].name), 0, "%s twice", f->keys[k].name);
     }
     cr_assert_null(model_family_find("gpt2"));
     cr_assert_null(model_family_at(-1));
@@ -101,6 +103,53 @@ Test(family, gpt_oss)
     cr_assert(!m.windowed[0] && m.windowed[1] && m.windowed[2] && !m.windowed[3] && m.rope.type == ROPE_DEFAULT && m.swiglu_limit == 3.5f);
     cr_assert_eq(make_spec(&m, "gpt_oss", "num_hidden_layers=2 sliding_attention_layers=[] sliding_window=null"), MOE_OK, "%s", moe_error_text());
     cr_assert(!m.windowed[0] && !m.windowed[1]);
+}
+
+Test(family, deepseek)
+{
+    static const char *const v3[] = {"deepseek_v3", "kimi_k2"};
+    model_spec m;
+    for (int i = 0; i < 2; i++) {
+        cr_assert_eq(make_spec(&m, v3[i], ""), MOE_OK, "%s", moe_error_text());
+        cr_assert_str_eq(m.model_type, v3[i]);
+        cr_assert(m.hd == 192 && m.rotary == 64 && m.v_head_dim == 128 && m.kv_lora_rank == 512 && m.q_lora_rank == 1536 && m.Hkv == 1 && m.H == 128);
+        cr_assert(m.router.score == ROUTER_SIGMOID && m.router.groups == 8 && m.router.groups_used == 4 && !m.router.group_best && m.correction_bias);
+        cr_assert(m.rope_interleave && !m.moe_layer[2] && m.moe_layer[3] && m.F_shared == 2048 && m.router.scale == 2.5f && m.router.normalize);
+        cr_assert(spec_kv_numbers(&m) == 576 && model_family_find(v3[i])->served_only != NULL);
+    }
+    cr_assert_eq(make_spec(&m, "deepseek_v2", "num_experts_per_tok=6 q_lora_rank=null n_group=8 topk_group=3"), MOE_OK, "%s", moe_error_text());
+    cr_assert(m.q_lora_rank == 0 && m.router.groups == 1 && m.rope_interleave && !m.correction_bias && m.moe_layer[0] && m.F_shared == 2814);
+    cr_assert_eq(make_spec(&m, "deepseek_v2", "num_experts_per_tok=6 topk_method=group_limited_greedy n_group=8 topk_group=3"), MOE_OK);
+    cr_assert(m.router.groups == 8 && m.router.groups_used == 3 && m.router.group_best && m.router.score == ROUTER_SOFTMAX && !m.router.normalize);
+}
+
+static const struct {
+    const char *type, *pairs, *sentence;
+} wrong_latent[] = {
+    {"deepseek_v3", "kv_lora_rank=0", "kv_lora_rank is 0"},
+    {"deepseek_v3", "kv_lora_rank=1000", "kv_lora_rank is 1000: expected 1 to 960"},
+    {"deepseek_v3", "qk_rope_head_dim=7", "qk_rope_head_dim is 7"},
+    {"deepseek_v3", "qk_nope_head_dim=0", "qk_nope_head_dim of 0"},
+    {"deepseek_v3", "v_head_dim=0", "v_head_dim is 0"},
+    {"deepseek_v3", "q_lora_rank=-1", "q_lora_rank is -1"},
+    {"deepseek_v3", "num_key_value_heads=8", "num_key_value_heads is 8: expected num_attention_heads (128)"},
+    {"deepseek_v3", "head_dim=128", "head_dim is 128: expected qk_rope_head_dim (64)"},
+    {"deepseek_v3", "qk_head_dim=128", "qk_head_dim is 128"},
+    {"deepseek_v3", "moe_layer_freq=2", "moe_layer_freq is 2"},
+    {"deepseek_v3", "scoring_func=softmax", "scoring_func is \"softmax\""},
+    {"deepseek_v3", "topk_method=greedy", "topk_method is \"greedy\""},
+    {"deepseek_v2", "num_experts_per_tok=6 scoring_func=sigmoid", "scoring_func is \"sigmoid\""},
+    {"deepseek_v2", "num_experts_per_tok=6 topk_method=noaux_tc", "topk_method is \"noaux_tc\""},
+    {"deepseek_v2", "num_experts_per_tok=6 norm_topk_prob=true", "norm_topk_prob is true"},
+};
+
+Test(family, what_deepseek_does_not_compute_is_named)
+{
+    model_spec m;
+    for (size_t i = 0; i < sizeof wrong_latent / sizeof *wrong_latent; i++) {
+        cr_assert_eq(make_spec(&m, wrong_latent[i].type, wrong_latent[i].pairs), MOE_E_CONFIG, "%s", wrong_latent[i].pairs);
+        cr_assert(strstr(moe_error_text(), wrong_latent[i].sentence) != NULL, "%s: %s", wrong_latent[i].pairs, moe_error_text());
+    }
 }
 
 static void check_layers(const char *pairs, const char *expected)
