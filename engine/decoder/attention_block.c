@@ -49,7 +49,8 @@ static moe_err norm_and_clip(decoder *d, int layer, float *out, const float *raw
     return d->c.be->clip_forward(&c, d->c.stream);
 }
 
-moe_err attention_rotate(decoder *d, int layer, float *out, const float *raw, const float *rope, int64_t n, int S)
+/* Norm, clip and rope of the projections of n tokens: q and k into d->qkv (or in place of it when they lie there). */
+static moe_err attention_rotate(decoder *d, int layer, float *out, const float *raw, const float *rope, int64_t n, int S)
 {
     TRY(norm_and_clip(d, layer, out, raw, n));
     TRY(rotate(d, out, rope, d->c.spec->H, n, S, false));
@@ -64,7 +65,8 @@ static matmul_args bias_shape(decoder *d, float *y, int N, int64_t n)
     return (matmul_args){.y = y, .ldy = (size_t)N, .x = d->gate, .ldx = 1, .N = N, .K = 1, .accumulate = true};
 }
 
-moe_err attention_project(decoder *d, int layer, float *raw, const float *xn, int64_t n)
+/* raw[n, QKV] = q | k | v of the normed rows, with their biases. */
+static moe_err attention_project(decoder *d, int layer, float *raw, const float *xn, int64_t n)
 {
     const dense_layout *lay = &d->c.dense->layout[layer];
     const int D = d->c.spec->D;
@@ -75,7 +77,8 @@ moe_err attention_project(decoder *d, int layer, float *raw, const float *xn, in
     return matmul_one(d, d->c.be->matmul_forward, bias_shape(d, raw, d->QKV, n), layer_w(d, layer, lay->qkv_bias), NULL, n);
 }
 
-moe_err attention_output(decoder *d, int layer, float *x, const float *o, int64_t n)
+/* x[n, D] += output projection of o[n, H*hd], with its bias. */
+static moe_err attention_output(decoder *d, int layer, float *x, const float *o, int64_t n)
 {
     const dense_layout *lay = &d->c.dense->layout[layer];
     const int D = d->c.spec->D, O = d->c.spec->H * d->c.spec->hd;

@@ -32,11 +32,6 @@ moe_err norm_backward(decoder *d, float *dx, float *dgain, const float *dy, cons
 
 moe_err attention_block_forward(decoder *d, int layer, const piece_block *b, float *xn, int64_t n);
 moe_err attention_block_backward(decoder *d, int layer, const piece_block *b, float *dx, float *xn, int64_t n);
-/* raw[n, QKV] = q | k | v of the normed rows, with their biases; x[n, D] += output projection of o[n, H*hd], with its bias. */
-moe_err attention_project(decoder *d, int layer, float *raw, const float *xn, int64_t n);
-moe_err attention_output(decoder *d, int layer, float *x, const float *o, int64_t n);
-/* Norm, clip and rope of the projections of n tokens: q and k into d->qkv (or in place of it when they lie there). */
-moe_err attention_rotate(decoder *d, int layer, float *out, const float *raw, const float *rope, int64_t n, int S);
 
 /* The FFN of a dense layer, or the shared expert beside the routed ones: x[n, D] += ffn(xn). Backward adds to dxn. */
 moe_err ffn_block_forward(decoder *d, int layer, float *a, float *x, const float *xn, int64_t n);

@@ -169,13 +169,19 @@ typedef struct opened {
     run_folder f;
 } opened;
 
+/* --host-memory as a setting; how many there are. */
+static int host_memory_set(char *host, size_t size, const read_cli *a)
+{
+    if (a->host_memory != NULL)
+        snprintf(host, size, "memory.host=%s", a->host_memory);
+    return a->host_memory != NULL;
+}
+
 static moe_err open_run(opened *o, const char *run_dir, const read_cli *a)
 {
     char host[256];
     const char *sets[1] = {host};
-    if (a->host_memory != NULL)
-        snprintf(host, sizeof host, "memory.host=%s", a->host_memory);
-    return command_open(&o->t, &o->c, &o->f, run_dir, sets, a->host_memory != NULL ? 1 : 0);
+    return command_open(&o->t, &o->c, &o->f, run_dir, sets, host_memory_set(host, sizeof host, a));
 }
 
 static void close_run(opened *o)
@@ -213,12 +219,10 @@ static moe_err run_sample(const void *args, const cli_words *words)
     const read_cli *a = args;
     if (a->prompt == NULL)
         return moe_fail(MOE_E_USAGE, "sample: --prompt TEXT is missing");
-    opened o;
-    TRY(open_run(&o, words->word[0], a));
+    char host[256];
+    const char *sets[1] = {host};
     const sample_options s = {.prompt = a->prompt, .tokens = a->tokens, .seed = a->seed, .temperature = a->temperature, .top_k = (int)a->top_k};
-    const moe_err rc = command_sample(&o.t, &s, stdout);
-    close_run(&o);
-    return rc;
+    return command_sample(words->word[0], sets, host_memory_set(host, sizeof host, a), &s, stdout);
 }
 
 /* The tokenizer's files beside the weights. Plain bytes have none, nor have shards that other programs made. */

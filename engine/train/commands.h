@@ -18,8 +18,7 @@ moe_err command_run(train_config *c, const run_options *o) MOE_MUST_CHECK;
 /* The plan, for people: sizes per tier, bytes and flops per phase, which limit binds, wear. measure: also time this machine. */
 moe_err command_check(const train_config *c, const char *run_dir, bool measure, FILE *out) MOE_MUST_CHECK;
 
-/* Opens a run folder with the configuration it was started with, at its last checkpoint, to be read. *c is owned by the caller.
- * group_tokens > 0: the largest pass that will be asked for. */
+/* Opens a run folder with the configuration it was started with, at its last checkpoint, to be read. *c is owned by the caller. */
 moe_err command_open(trainer *t, train_config **c, run_folder *f, const char *run_dir, const char *const *sets, int nsets) MOE_MUST_CHECK;
 
 typedef struct sample_options {
@@ -29,8 +28,8 @@ typedef struct sample_options {
     double temperature;    /* 0: greedy */
     int top_k;             /* 0: all    */
 } sample_options;
-/* Writes the prompt and what follows it to `out` as it is made. */
-moe_err command_sample(trainer *t, const sample_options *o, FILE *out) MOE_MUST_CHECK;
+/* Writes the prompt and what follows it to `out` as it is made. sets: "a.b=v" over the run's configuration. The weights are those that export writes. */
+moe_err command_sample(const char *run_dir, const char *const *sets, int nsets, const sample_options *o, FILE *out) MOE_MUST_CHECK;
 
 moe_err command_export(trainer *t, const char *out, hf_dtype dtype) MOE_MUST_CHECK;
 

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "models/text/decode.h"
 #include "tests/engine/run_fixture.h"
 
 enum { SEQ = 16 };
@@ -111,18 +112,16 @@ Test(outputs, eval_says_the_last_held_out_loss_again)
 
 /* --- text ------------------------------------------------------------------------------------------------------------------------- */
 
-/* malloc'ed; without the newline at the end. */
+/* malloc'ed, with the newline at the end. */
 static char *sample(const test_run *r, const char *set, const sample_options *o)
 {
-    reader rd;
-    char *text = NULL;
+    char run[600], *text = NULL;
     size_t bytes = 0;
-    reader_open(&rd, r, set);
+    run_path(r, run);
     FILE *out = open_memstream(&text, &bytes);
-    MUST(command_sample(&rd.t, o, out));
+    MUST(command_sample(run, &set, set != NULL, o, out));
     fclose(out);
-    reader_close(&rd);
-    cr_assert(bytes == strlen("The ") + (size_t)o->tokens + 1, "%zu bytes", bytes);
+    cr_assert(bytes > 5 && text[bytes - 1] == '\n' && strncmp(text, "The ", 4) == 0, "%s", text);
     return text;
 }
 
@@ -131,14 +130,17 @@ Test(outputs, samples_depend_on_the_seed_alone)
     test_run r;
     make(&r, "sample");
     cr_assert_eq(test_process_run(&r, NULL), 0);
-    const size_t bytes = 4 + 40;
     sample_options o = {.prompt = "The ", .tokens = 40, .seed = 5, .temperature = 0.9, .top_k = 0};
     char *first = sample(&r, NULL, &o), *again = sample(&r, "memory.host=48MiB", &o), *one = sample(&r, "run.threads=1", &o);
     o.seed = 6;
     char *other = sample(&r, NULL, &o);
-    cr_assert(memcmp(first, again, bytes) == 0 && memcmp(first, one, bytes) == 0);
-    cr_assert(memcmp(first, other, bytes) != 0);
-    cr_assert(memcmp(first, "The ", 4) == 0);
+    cr_assert(strcmp(first, again) == 0 && strcmp(first, one) == 0, "%s%s%s", first, again, one);
+    cr_assert_neq(strcmp(first, other), 0);
+    char run[600];
+    const char *small = "memory.host=8MiB";
+    run_path(&r, run);
+    cr_assert_eq(command_sample(run, &small, 1, &o, stderr), MOE_E_CONFIG); /* the budget holds for text, too */
+    cr_assert(strstr(moe_error_text(), "does not fit into") != NULL, "%s", moe_error_text());
     free(first);
     free(again);
     free(one);
@@ -146,30 +148,33 @@ Test(outputs, samples_depend_on_the_seed_alone)
     test_run_close(&r);
 }
 
-/* One token at a time over cached rows gives the numbers of a forward pass over everything. */
-Test(outputs, greedy_sampling_is_the_argmax_of_a_whole_forward_pass)
+/* What the training decoder finds most likely, token after token. */
+Test(outputs, greedy_sampling_is_the_argmax_of_the_training_decoder)
 {
     test_run r;
     reader o;
+    int32_t tokens[SEQ] = {'T', 'h', 'e', ' '};
+    text_buffer want = {0};
+    char bytes[SEQ];
+    float *logits = malloc(SEQ * 256 * sizeof *logits);
     make(&r, "greedy");
     cr_assert_eq(test_process_run(&r, NULL), 0);
-    char *text = sample(&r, NULL, &(sample_options){.prompt = "The ", .tokens = SEQ - 4, .temperature = 0});
-    int32_t tokens[SEQ];
-    float *logits = malloc(SEQ * 256 * sizeof *logits);
-    for (int i = 0; i < SEQ; i++)
-        tokens[i] = (unsigned char)text[i];
     reader_open(&o, &r, NULL);
-    MUST(decoder_forward(&o.t.decoder, tokens, SEQ, 0, false));
-    MUST(decoder_logits(&o.t.decoder, 0, SEQ, logits));
-    for (int i = 3; i + 1 < SEQ; i++) {
-        int best = 0;
+    for (int n = 4; n < SEQ; n++) {
+        MUST(decoder_forward(&o.t.decoder, tokens, SEQ, 0, false)); /* what follows a token does not reach it */
+        MUST(decoder_logits(&o.t.decoder, 0, SEQ, logits));
         for (int v = 1; v < 256; v++)
-            best = logits[i * 256 + v] > logits[i * 256 + best] ? v : best;
-        cr_assert_eq(tokens[i + 1], best, "token %d: sampled %d, the largest logit is %d", i + 1, tokens[i + 1], best);
+            tokens[n] = logits[(n - 1) * 256 + v] > logits[(n - 1) * 256 + tokens[n]] ? v : tokens[n];
     }
     reader_close(&o);
-    free(logits);
+    for (int i = 0; i < SEQ; i++)
+        bytes[i] = (char)tokens[i];
+    MUST(decode_append_lossy(&want, bytes, SEQ));
+    char *text = sample(&r, NULL, &(sample_options){.prompt = "The ", .tokens = SEQ - 4, .temperature = 0});
+    cr_assert(strlen(text) == want.n + 1 && memcmp(text, want.data, want.n) == 0, "%s: expected %.*s", text, (int)want.n, want.data);
     free(text);
+    free(logits);
+    text_buffer_free(&want);
     test_run_close(&r);
 }
 
