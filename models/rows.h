@@ -37,7 +37,7 @@ typedef struct model_extent {
     uint64_t scale_offset, scale_bytes;
     size_t scale_row_bytes;
     bool heads_interleaved; /* of a vector (a bias): its elements, in the same way                    */
-    bool panels;            /* packed folders, TENSOR_PANELS: qpanel_bytes(format, rows, cols) bytes, as kernels/qmatmul.h wants them */
+    bool panels;            /* packed folders, TENSOR_PANELS: qpanel_bytes(format, rows, cols) bytes, as kernels/qmatmul.h wants them; TENSOR_HEADS: a matrix for each head */
     bool summed;            /* packed folders, all but experts: `sum` is the XXH3-64 of the bytes     */
     uint64_t sum;
 } model_extent;

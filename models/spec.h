@@ -79,7 +79,7 @@ typedef struct model_spec {
 /* Where a tensor lives: section kind, and offset in floats inside the section. Panels as in kernels/matmul.h. */
 typedef enum section_kind { SECTION_EMBED, SECTION_DENSE, SECTION_EXPERT, SECTION_HEAD } section_kind;
 
-/* TENSOR_HEADS: [H * n, cols], n rows for each head: rows at rest, in memory panels (n, cols) head after head. */
+/* TENSOR_HEADS: [H * n, cols], n rows for each head: in memory, and in packed folders, panels (n, cols) head after head. */
 typedef enum tensor_layout { TENSOR_VECTOR, TENSOR_ROWS, TENSOR_PANELS, TENSOR_HEADS } tensor_layout;
 
 /* What a tensor is, whatever its family calls it. */

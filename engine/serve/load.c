@@ -34,7 +34,7 @@ typedef struct loader {
 
 static int64_t part_rows(const load_part *p)
 {
-    return p->at.panels ? (int64_t)qpanel_bytes(p->at.format, p->info.rows, p->info.cols) : p->info.rows;
+    return p->at.panels ? (int64_t)p->at.bytes : p->info.rows;
 }
 
 static size_t part_row_bytes(const load_part *p)

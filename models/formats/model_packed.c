@@ -120,10 +120,11 @@ static moe_err read_tensor(json_reader *r, model *m, const tensor_info *info, ui
     TRY(read_format(r, &format));
     e->file = DENSE_FILE;
     TRY(model_rows_extent(e, r->name, info, format));
-    e->panels = info->layout == TENSOR_PANELS;
+    e->panels = info->layout == TENSOR_PANELS || info->layout == TENSOR_HEADS;
     if (e->panels) {
+        const int64_t parts = info->layout == TENSOR_HEADS ? m->spec.H : 1;
         e->row_bytes = 0;
-        e->bytes = qpanel_bytes(format, info->rows, info->cols);
+        e->bytes = (uint64_t)parts * qpanel_bytes(format, info->rows / parts, info->cols);
     }
     TRY(read_range(r, &m->file[DENSE_FILE], end, e->bytes, &e->offset));
     TRY(expect_key(r, "sum"));

@@ -71,6 +71,9 @@ static moe_err read_rows(packed_matrix *p, const model *m, const model_extent *e
     return model_rows(&from, first, n, p->raw);
 }
 
+/* Of the matrices that a tensor of panels is: one, or one for each head. */
+static int64_t panel_rows(const model *m, const tensor_info *t) { return t->layout == TENSOR_HEADS ? t->rows / model_spec_of(m)->H : t->rows; }
+
 /* Logical rows [first, first + n) in format f, one after the other, at `to`; raw: the rows from number `base` on. */
 static moe_err convert_rows(packed_matrix *p, const model *m, const model_extent *e, const tensor_info *t, numfmt f, int64_t base, int64_t first,
                             int64_t n, uint8_t *to)
@@ -84,10 +87,12 @@ static moe_err convert_rows(packed_matrix *p, const model *m, const model_extent
             memcpy(to, from, row);
             continue;
         }
-        if (e->panels)
-            qpanel_row(p->floats, p->raw, e->format, first + i, t->rows, t->cols);
-        else
+        if (e->panels) {
+            const int64_t rows = panel_rows(m, t), part = (first + i) / rows;
+            qpanel_row(p->floats, p->raw + (size_t)part * qpanel_bytes(e->format, rows, t->cols), e->format, first + i - part * rows, rows, t->cols);
+        } else {
             numfmt_to_f32(p->floats, from, e->format, t->cols);
+        }
         TRY(check_finite(m, e, t, p->floats));
         numfmt_from_f32(to, p->floats, f, t->cols);
     }
@@ -155,6 +160,8 @@ moe_err packed_matrix_load(packed_matrix *p, const model *m, const tensor_info *
     const size_t row = numfmt_row_bytes(f, t->cols), stored = whole ? 0 : numfmt_row_bytes(e.format, t->cols);
     int64_t rows = (int64_t)(CHUNK_BYTES / (stored > row ? stored : row)) / PANEL * PANEL;
     rows = rows < PANEL ? PANEL : rows > t->rows ? t->rows : rows;
+    if (t->layout == TENSOR_HEADS)
+        rows = panel_rows(m, t);
     TRY(grow(&p->rows, &p->rows_bytes, (size_t)rows * row));
     if (e.panels) {
         TRY(grow(&p->raw, &p->raw_bytes, e.bytes));
@@ -166,12 +173,15 @@ moe_err packed_matrix_load(packed_matrix *p, const model *m, const tensor_info *
         const int64_t n = t->rows - first < rows ? t->rows - first : rows;
         if (!whole)
             TRY(read_rows(p, m, &e, t, first, n));
-        if (t->layout != TENSOR_PANELS) {
+        if (t->layout == TENSOR_ROWS) {
             TRY(convert_rows(p, m, &e, t, f, whole ? 0 : first, first, n, out + (size_t)first * row));
             continue;
         }
         TRY(convert_rows(p, m, &e, t, f, whole ? 0 : first, first, n, p->rows));
-        qpanel_pack(out, p->rows, row, f, t->rows, t->cols, first, n);
+        if (t->layout == TENSOR_HEADS)
+            qpanel_pack(out + (size_t)(first / rows) * qpanel_bytes(f, rows, t->cols), p->rows, row, f, rows, t->cols, 0, rows);
+        else
+            qpanel_pack(out, p->rows, row, f, t->rows, t->cols, first, n);
     }
     return MOE_OK;
 }

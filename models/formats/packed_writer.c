@@ -50,8 +50,10 @@ static moe_err target(const model *m, const packed_options *o, const tensor_info
     return MOE_OK;
 }
 
-static uint64_t tensor_bytes(const tensor_info *t, numfmt f)
+static uint64_t tensor_bytes(const model *m, const tensor_info *t, numfmt f)
 {
+    if (t->layout == TENSOR_HEADS)
+        return (uint64_t)model_spec_of(m)->H * qpanel_bytes(f, t->rows / model_spec_of(m)->H, t->cols);
     return t->layout == TENSOR_PANELS ? qpanel_bytes(f, t->rows, t->cols) : (uint64_t)t->rows * numfmt_row_bytes(f, t->cols);
 }
 
@@ -61,7 +63,7 @@ static moe_err layer_formats(const model *m, const packed_options *o, const tens
     *used = 0;
     for (int i = 0; i < 3; i++) {
         TRY(target(m, o, &first[i], &f[i]));
-        *used += tensor_bytes(&first[i], f[i]);
+        *used += tensor_bytes(m, &first[i], f[i]);
     }
     for (int64_t i = 3; i < 3 * (int64_t)model_spec_of(m)->E; i++) {
         numfmt other;
@@ -86,7 +88,7 @@ static moe_err add_sizes(const model *m, const packed_options *o, const tensor_i
             *experts += align(used) * (uint64_t)model_spec_of(m)->E;
         } else if (table[i].kind != SECTION_EXPERT) {
             TRY(target(m, o, &table[i], &f[0]));
-            *dense += align(tensor_bytes(&table[i], f[0]));
+            *dense += align(tensor_bytes(m, &table[i], f[0]));
         }
     }
     return MOE_OK;
@@ -133,7 +135,7 @@ static moe_err write_tensor(packer *p, const tensor_info *t, bool first)
     numfmt f;
     uint64_t offset;
     TRY(target(p->m, p->o, t, &f));
-    const uint64_t bytes = tensor_bytes(t, f);
+    const uint64_t bytes = tensor_bytes(p->m, t, f);
     TRY(reserve(p, bytes));
     TRY(packed_matrix_load(&p->matrix, p->m, t, f, p->buffer));
     TRY(put(p, bytes, &offset));
@@ -172,7 +174,7 @@ static moe_err write_layer(packer *p, const tensor_info *t, bool first)
         uint8_t *at = p->buffer;
         for (int i = 0; i < 3; i++) {
             TRY(packed_matrix_load(&p->matrix, p->m, &t[3 * (int64_t)e + i], f[i], at));
-            at += tensor_bytes(&t[i], f[i]);
+            at += tensor_bytes(p->m, &t[i], f[i]);
         }
         TRY(put(p, used, &offset));
         text_printf(&p->manifest, "%016llx", (unsigned long long)XXH3_64bits(p->buffer, used));
