@@ -25,6 +25,8 @@ typedef struct room {
     jmp_buf jump;
 } room;
 
+enum { MOST_NESTED = 200 }; /* lists in lists, when they are compared or printed */
+
 _Noreturn void template_fail(room *m, moe_err code, const char *fmt, ...) MOE_PRINTF(3, 4) __attribute__((cold));
 void *room_get(room *m, size_t bytes); /* zeroed, 16-byte aligned; fails instead of NULL */
 void *room_array(room *m, size_t n, size_t size);
