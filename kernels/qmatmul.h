@@ -7,11 +7,12 @@
  * fp32 of code * scale (to be exact: of (code / 256) * (scale * 256), with denormals as zeros); the codes of NaN, 0x7f and 0xff, count as 480 and
  * -480 here: who makes panels refuses them first (models/rows.h).
  * Block formats: the activations of a row are quantised once, in blocks of 32 along k: amax = max |x|, d = amax / 127,
- * a = nearest even of x * (127 / amax); a = 0, d = 0 where amax < 2^-100; a = 0, d = NaN where an x is not finite.
+ * a = nearest even of x * (127 / amax), s = sum of a * d; a = 0, d = 0 where amax < 2^-100; a = 0, d = NaN where an x is not finite.
+ * d and s are then rounded to fp16, nearest even, where that is a normal number, else left: the blocks are those of ggml's Q8_0 and Q8_1.
  * Then one chain per output over the blocks in order:
  *     Q4_0, Q5_0, Q8_0, IQ4_NL, MXFP4   acc = fma((float)sum of q * a, dw * d, acc)      q centred: Q4_0 is q - 8; or the table's number
  *     Q6_K                              the same for numbers 0 .. 15 and then 16 .. 31 of a block, each with its own dw
- *     Q4_1, Q5_1, Q4_K, Q5_K            as the first, then acc = fma((float)sum of a * d, mw, acc)
+ *     Q4_1, Q5_1, Q4_K, Q5_K            as the first, then acc = fma(s, mw, acc)
  * In the K formats dw = d * scale and mw = -(dmin * least) of the block of 32 (Q6_K: of 16), exact in fp32.
  * The integer sums are exact, so every instruction set gives the same bits; so do one row and a thousand.
  * The chain starts from 0, or from what y holds when `accumulate`. Zero rows are normal. Pads of N are never stored to y.

@@ -18,6 +18,7 @@
 #ifndef MOE_KERNELS_QPANEL_H
 #define MOE_KERNELS_QPANEL_H
 
+#include "kernels/half.h"
 #include "kernels/qmatmul.h"
 
 enum { QBLOCK = 32, QEIGHT = 128 /* numbers that share a scale in F8_E4M3 */, QSTEPS = QBLOCK / 4, QLINE = PANEL * 4 /* bytes of a step */, QSUPER = 8 /* pieces of a K block */ };
@@ -64,5 +65,12 @@ moe_err qmatmul_check(const qmatmul_args *a) MOE_MUST_CHECK;
 
 /* Activations whose largest magnitude is smaller are zeros: 127 / amax must be a number. */
 static const float QACT_LEAST = 0x1p-100f;
+
+/* Scales of activations as ggml keeps them, in fp16, where that is a normal number; others stay as they are. */
+static inline float qact_scale(float x)
+{
+    const uint32_t magnitude = float_bits(x) & 0x7fffffffu;
+    return magnitude < 0x38800000u || magnitude >= 0x477ff000u ? x : half_to_float(half_from_float(x));
+}
 
 #endif

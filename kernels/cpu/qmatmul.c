@@ -76,8 +76,9 @@ static void quantise_block(qact *q, const float *x)
     const i16 a0 = v16_to_i16(v16_mul(x0, scale)), a1 = v16_to_i16(v16_mul(x1, scale));
     const int32_t half = q_sum(a0), sum = half + q_sum(a1);
     q_store_bytes(q->a, a0, a1);
-    q->d = amax / 127.0f;
-    q->s = (float)sum * q->d;
+    const float d = amax / 127.0f;
+    q->d = qact_scale(d);
+    q->s = qact_scale((float)sum * d);
     q->by8 = -8 * sum, q->by16 = -16 * sum, q->by128 = -128 * sum;
     q->by32[0] = -32 * half, q->by32[1] = -32 * (sum - half);
 }

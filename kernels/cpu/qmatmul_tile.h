@@ -25,7 +25,7 @@ enum {
 /* 32 quantised activations of a row: one cache line. */
 typedef struct qact {
     int8_t a[QBLOCK];
-    float d, s;         /* scale; d * sum of a                                  */
+    float d, s;         /* qact_scale of the scale, of it times the sum of a    */
     int32_t by8, by16, by128; /* -8, -16 and -128 times the sum of a: what centres unsigned weights */
     int32_t by32[2];          /* -32 times the sum of the first half, of the second */
     int32_t unused;

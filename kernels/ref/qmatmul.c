@@ -11,7 +11,7 @@
 
 typedef struct activations {
     int8_t a[QBLOCK];
-    float d;
+    float d, s;
 } activations;
 
 static activations quantise(const float *x)
@@ -23,9 +23,14 @@ static activations quantise(const float *x)
         most = bits > most ? bits : most;
     }
     const float amax = bits_float(most);
-    q.d = most >= 0x7f800000u ? bits_float(0x7fc00000u) : amax < QACT_LEAST ? 0.0f : amax / 127.0f;
-    for (int i = 0; i < QBLOCK && q.d > 0; i++)
+    int sum = 0;
+    const float d = most >= 0x7f800000u ? bits_float(0x7fc00000u) : amax < QACT_LEAST ? 0.0f : amax / 127.0f;
+    for (int i = 0; i < QBLOCK && d > 0; i++) {
         q.a[i] = (int8_t)rintf(x[i] * (127.0f / amax));
+        sum += q.a[i];
+    }
+    q.d = qact_scale(d);
+    q.s = qact_scale((float)sum * d);
     return q;
 }
 
@@ -33,14 +38,13 @@ static activations quantise(const float *x)
 static float add_block(float y, const activations *x, const qpanel_piece *w, numfmt f)
 {
     const int step = qpanel_halves(f) ? QBLOCK / 2 : QBLOCK;
-    int all = 0;
     for (int first = 0; first < QBLOCK; first += step) {
         int sum = 0;
         for (int i = first; i < first + step; i++)
-            sum += w->q[i] * x->a[i], all += x->a[i];
+            sum += w->q[i] * x->a[i];
         y = fmaf((float)sum, w->scale[first / 16] * x->d, y);
     }
-    return qpanel_least(f) ? fmaf((float)all * x->d, w->least, y) : y;
+    return qpanel_least(f) ? fmaf(x->s, w->least, y) : y;
 }
 
 static void block_rows(const qmatmul_args *a, const qmatrix *m, int g, size_t r)
