@@ -97,11 +97,13 @@ class Server:
             if line.startswith(b"data: "):
                 event = json.loads(line[6:])
                 times += [time.monotonic() - began] * len(event.get("tokens", []))
-                if event.get("stop"):
+                if event.get("stop"):  # a token that is part of a character is not told before
+                    times = times or [time.monotonic() - began]
                     break
         writer.close()
         if not times:
-            c.fail("llama-server answered with no token")
+            self.log.flush()
+            c.fail(f"llama-server answered with no token: {pathlib.Path(self.log.name).read_text()[-1500:]}")
         return times
 
     @contextlib.contextmanager

@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
 """Logits of moe-serve beside llama.cpp's, of the same GGUF files and tokens; no figure of speed.
 
-    parity.py BUILD --llama DIR [--models smollm2,tiny-olmoe,...] [--tokens 64]
+    parity.py BUILD --llama DIR [--models smollm2,tiny-olmoe,tiny-qwen3moe] [--formats F32,Q4_0,...] [--tokens 64]
 
-DIR is what peers/setup.sh made, with numpy in its venv: run this with DIR/venv/bin/python. llama.cpp's two ways through the processor (plain and repacked
-weights) differ from each other too: that is the measure. Distances are max |difference| and the root of the mean square, over the standard deviation of
-the logits; `same` counts tokens with the same largest logit."""
+DIR is what peers/setup.sh made; run this with DIR/venv/bin/python. --formats: tiny-olmoe, all its matrices but the router in each of these.
+Attention in fp32 on both sides (llama.cpp's flash attention rounds to fp16). Both multiply the same integers: a token's logits differ by rounding, 1e-7,
+until an activation between two integers falls to the other side, which changes the logits by the noise of quantisation and spreads to the
+tokens behind it. llama.cpp's two ways through the processor (plain and repacked weights) do the same to each other, and that is the measure.
+Distance of a token: root mean square of the differences over the standard deviation of the logits."""
 import argparse
 import pathlib
 import subprocess
 import sys
 import tempfile
 
+import gguf
 import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -30,9 +33,41 @@ def build(llama):
 
 
 def distance(a, b):
-    scale = b.std()
-    d = np.abs(a - b)
-    return f"max {d.max() / scale:.2e}  rms {np.sqrt((d.astype(np.float64) ** 2).mean()) / scale:.2e}  same {(a.argmax(1) == b.argmax(1)).sum()} of {len(a)}"
+    d = np.sqrt(((a - b).astype(np.float64) ** 2).mean(1)) / b.std()
+    return f"median {np.median(d):.1e}  largest {d.max():.1e}  below 1e-5 {(d < 1e-5).sum():>3}  same largest logit {(a.argmax(1) == b.argmax(1)).sum():>3} of {len(a)}"
+
+
+def requantise(source, to, form):
+    """The model of `source` with its matrices (but the router) in another format."""
+    kind = gguf.GGMLQuantizationType
+    r = gguf.GGUFReader(source)
+    w = gguf.GGUFWriter(to, r.get_field("general.architecture").contents())
+    for f in r.fields.values():
+        if not f.name.startswith("GGUF.") and f.name != "general.architecture":
+            array = f.types[0] == gguf.GGUFValueType.ARRAY
+            w.add_key_value(f.name, f.contents(), f.types[0], sub_type=f.types[-1] if array else None)
+    for t in r.tensors:
+        x = gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float32).reshape([int(n) for n in reversed(t.shape)])
+        if x.ndim > 1 and "gate_inp" not in t.name and form != "F32":
+            w.add_tensor(t.name, gguf.quants.quantize(x, kind[form]), raw_dtype=kind[form])
+        else:
+            w.add_tensor(t.name, x)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+def compare(args, exe, name, model, folder):
+    ids, ours, theirs = (folder / x for x in ("ids", "ours.npy", "theirs"))
+    ids.write_text(" ".join(map(str, prompt(1, 0, args.tokens, 49000))))
+    subprocess.run([args.build / "bin/moe-serve", "logits", model, "--tokens", ids, "--kv", "f32", "--out", ours], check=True)
+    mine, way = np.load(ours), []
+    for repack in "01":
+        subprocess.run([exe, model, ids, theirs, repack], check=True, stderr=subprocess.DEVNULL)
+        way.append(np.fromfile(theirs, np.float32).reshape(mine.shape))
+    print(f"{name}\n  llama.cpp repacked / plain   {distance(way[1], way[0])}\n  moe-serve / plain            {distance(mine, way[0])}\n"
+          f"  moe-serve / repacked         {distance(mine, way[1])}", flush=True)
 
 
 def main():
@@ -40,21 +75,17 @@ def main():
     a.add_argument("build", type=pathlib.Path)
     a.add_argument("--llama", type=pathlib.Path, required=True)
     a.add_argument("--models", default="smollm2,tiny-olmoe,tiny-qwen3moe")
+    a.add_argument("--formats", default="F32,Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,MXFP4")
     a.add_argument("--tokens", type=int, default=64)
     args = a.parse_args()
     exe = build(args.llama)
-    for name in args.models.split(","):
-        model = args.llama / "models" / f"{name}.gguf"
-        with tempfile.TemporaryDirectory() as d:
-            ids, ours, theirs = (pathlib.Path(d) / x for x in ("ids", "ours.npy", "theirs"))
-            ids.write_text(" ".join(map(str, prompt(1, 0, args.tokens, 49000))))
-            subprocess.run([args.build / "bin/moe-serve", "logits", model, "--tokens", ids, "--kv", "f32", "--out", ours], check=True)
-            mine, way = np.load(ours), []
-            for repack in "01":
-                subprocess.run([exe, model, ids, theirs, repack], check=True, stderr=subprocess.DEVNULL)
-                way.append(np.fromfile(theirs, np.float32).reshape(mine.shape))
-        print(f"{name}\n  llama.cpp repacked / plain   {distance(way[1], way[0])}\n  moe-serve / plain            {distance(mine, way[0])}\n"
-              f"  moe-serve / repacked         {distance(mine, way[1])}", flush=True)
+    with tempfile.TemporaryDirectory() as d:
+        folder = pathlib.Path(d)
+        for name in args.models.split(","):
+            compare(args, exe, name, args.llama / "models" / f"{name}.gguf", folder)
+        for form in filter(None, args.formats.split(",")):
+            requantise(args.llama / "models/tiny-olmoe.gguf", folder / "model.gguf", form)
+            compare(args, exe, f"tiny-olmoe in {form}", folder / "model.gguf", folder)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ int main(int argc, char **argv)
     cp.n_ctx = cp.n_batch = cp.n_ubatch = (uint32_t)n;
     cp.n_threads = cp.n_threads_batch = 2;
     cp.type_k = cp.type_v = GGML_TYPE_F32;
+    cp.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     struct llama_context *c = m == NULL || n == 0 ? NULL : llama_init_from_model(m, cp);
     FILE *out = fopen(argv[3], "wb");
     if (c == NULL || out == NULL)

@@ -102,14 +102,16 @@ def router(rng, E, D, K, A, var_rest, s=0.04):
     return W
 
 def vocab(n):
-    """A byte-level BPE of n tokens that nobody trained: the 256 bytes, then pairs of them in order, then two special tokens. Only its size
+    """A byte-level BPE of n tokens that nobody trained: the 256 bytes, then pairs and triples of letters, then two special tokens. Only its size
     matters here: prompts are token ids."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     byte = {b: chr(b) for b in visible} | {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in visible)}
-    pairs = [(byte[i >> 8], byte[i & 255]) for i in range(n - 256 - 2)]
+    letters = [chr(c) for c in range(33, 127)]  # ASCII: a server never waits for the rest of a character
+    pairs = [(a, b) for a in letters for b in letters]
+    merges = (pairs + [(a + b, c) for a, b in pairs for c in letters])[:n - 256 - 2]
     special = ["<|endoftext|>", "<|im_end|>"]
-    tokens = [byte[b] for b in range(256)] + [a + b for a, b in pairs] + special
-    return tokens, [1] * (n - 2) + [ADDED_SPECIAL] * 2, [f"{a} {b}" for a, b in pairs]
+    tokens = [byte[b] for b in range(256)] + [a + b for a, b in merges] + special
+    return tokens, [1] * (n - 2) + [ADDED_SPECIAL] * 2, [f"{a} {b}" for a, b in merges]
 
 def build(name, out_path, n_vocab, seed, growth):
     arch, L, D, H, KV, HD, F, E, K = PRESETS[name]
