@@ -354,6 +354,18 @@ Test(config, files)
               moe_error_text());
 }
 
+Test(config, a_family_that_is_only_served)
+{
+    train_config *c;
+    static const char text[] = "data: {path: d}\n" SMALL_TRAIN, named[] = "data: {path: d}\nmodel: {model_type: gpt_oss}\n" SMALL_TRAIN;
+    const char *set = "model.from=tests/fixtures/serve/gpt_oss";
+    cr_expect_eq(train_config_parse(&c, text, strlen(text), "x.yaml", &set, 1), MOE_E_CONFIG);
+    cr_expect(strstr(moe_error_text(), "gpt_oss/config.json: model_type is gpt_oss, which is served, not trained: the gradients of attention sinks"), "%s",
+              moe_error_text());
+    cr_expect_eq(train_config_parse(&c, named, strlen(named), "x.yaml", NULL, 0), MOE_E_CONFIG);
+    cr_expect(strstr(moe_error_text(), "x.yaml:2:21: model.model_type: gpt_oss models are served, not trained: the gradients of"), "%s", moe_error_text());
+}
+
 Test(config, goes_on_from_a_folder)
 {
     static const char model[] = "{\"architectures\": [\"Qwen3MoeForCausalLM\"], \"model_type\": \"qwen3_moe\", \"vocab_size\": 256, \"hidden_size\": 64, "

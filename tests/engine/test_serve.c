@@ -9,7 +9,8 @@
 #include "engine/serve/serve_private.h"
 #include "tests/engine/serve_harness.h"
 
-static const char *const models[] = {"qwen3_moe", "olmoe_clip", "shared_expert_gate", "leading_dense", "deepseek_router", "mixtral_router", "serve/deepseek_v3"};
+static const char *const models[] = {"qwen3_moe", "olmoe_clip", "shared_expert_gate", "leading_dense", "deepseek_router", "mixtral_router",
+                                     "serve/deepseek_v3", "serve/gpt_oss", "serve/gpt_oss_mxfp4"};
 enum { MODELS = sizeof models / sizeof *models, N = 75 }; /* tokens: more than a page */
 
 static const char *path_of(const char *name)
