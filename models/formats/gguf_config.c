@@ -21,12 +21,14 @@ static const gguf_architecture ARCHITECTURES[] = {
     {.name = "qwen2moe", .model_type = "qwen2_moe"},
     {.name = "qwen3moe", .model_type = "qwen3_moe", .normalize = true},
     {.name = "glm4moe", .model_type = "glm4_moe", .sigmoid = true, .post_norm = true},
+    {.name = "deepseek2", .model_type = "deepseek_v2", .sigmoid_type = "deepseek_v3", .latent = true},
     {.name = "gpt-oss", .model_type = "gpt_oss", .post_norm = true, .untruncated = true},
 };
 
 enum {
     NARCHITECTURES = sizeof ARCHITECTURES / sizeof *ARCHITECTURES,
-    MAX_FREQUENCIES = 1024 /* of rope_freqs.weight */
+    MAX_FREQUENCIES = 1024 /* of rope_freqs.weight */,
+    SIGMOID = 2            /* expert_gating_func; 1: softmax */
 };
 
 /* Keys behind "<architecture>." under the name of config.json. */
@@ -40,6 +42,8 @@ static const struct {
     {"attention.head_count", "num_attention_heads", MODEL_INT, true},
     {"attention.head_count_kv", "num_key_value_heads", MODEL_INT, false},
     {"attention.key_length", "head_dim", MODEL_INT, false},
+    {"attention.kv_lora_rank", "kv_lora_rank", MODEL_INT, false},
+    {"attention.q_lora_rank", "q_lora_rank", MODEL_INT, false},
     {"feed_forward_length", "intermediate_size", MODEL_INT, false},
     {"expert_count", "num_experts", MODEL_INT, false},
     {"expert_used_count", "num_experts_per_tok", MODEL_INT, true},
@@ -64,6 +68,7 @@ static const char *const OTHER_KEYS[] = {
     "rope.dimension_count", "attention.value_length", "vocab_size",        "expert_gating_func",                   "rope.scale_linear",
     "block_count",        "nextn_predict_layers",   "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor",
     "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_log_multiplier",
+    "attention.key_length_mla", "attention.value_length_mla",
 };
 
 /* The metadata being read. */
@@ -74,6 +79,7 @@ typedef struct opening {
     const model_family *family;
     text_buf *json;
     int64_t experts;
+    bool sigmoid; /* the router's scores */
 } opening;
 
 /* "<architecture>.<key>". */
@@ -99,11 +105,19 @@ static moe_err find_architecture(opening *o)
         if (strlen(ARCHITECTURES[i].name) == n && memcmp(ARCHITECTURES[i].name, name, n) == 0)
             o->arch = &ARCHITECTURES[i];
     if (o->arch == NULL)
-        return moe_fail(MOE_E_CONFIG, "%s: general.architecture is \"%.*s\": llama, qwen2, qwen3, olmoe, qwen2moe, qwen3moe, glm4moe and gpt-oss are computed",
+        return moe_fail(MOE_E_CONFIG, "%s: general.architecture is \"%.*s\": llama, qwen2, qwen3, olmoe, qwen2moe, qwen3moe, glm4moe, deepseek2 and gpt-oss are computed",
                         gguf_path(o->g, 0), n < 64 ? (int)n : 64, name);
     if (has_key(o, "expert_count"))
         TRY(gguf_get_int(o->g, full_key(o, "expert_count", full), 0, INT32_MAX, &o->experts));
-    o->family = model_family_find(o->experts > 0 && o->arch->routed_type != NULL ? o->arch->routed_type : o->arch->model_type);
+    const char *type = o->experts > 0 && o->arch->routed_type != NULL ? o->arch->routed_type : o->arch->model_type;
+    o->sigmoid = o->arch->sigmoid;
+    if (o->arch->sigmoid_type != NULL && has_key(o, "expert_gating_func")) {
+        int64_t gate;
+        TRY(gguf_get_int(o->g, full_key(o, "expert_gating_func", full), 1, 2, &gate));
+        o->sigmoid = gate == SIGMOID;
+        type = o->sigmoid ? o->arch->sigmoid_type : type;
+    }
+    o->family = model_family_find(type);
     return MOE_OK;
 }
 
@@ -154,12 +168,15 @@ static moe_err check_key(const opening *o, const char *key, int64_t expected)
     return has_key(o, key) ? gguf_get_int(o->g, full_key(o, key, full), expected, expected, &x) : MOE_OK;
 }
 
+/* Keys that mean something else beside latent attention (add_latent_heads). */
+static bool is_of_heads(const char *name) { return strcmp(name, "head_dim") == 0 || strcmp(name, "num_key_value_heads") == 0; }
+
 static moe_err add_key(opening *o, int i)
 {
     char full[96], number[TEXT_NUMBER];
     int64_t whole;
     bool flag;
-    if (!has_key(o, KEYS[i].key) && !KEYS[i].required)
+    if ((!has_key(o, KEYS[i].key) && !KEYS[i].required) || (o->arch->latent && is_of_heads(KEYS[i].name)))
         return MOE_OK;
     full_key(o, KEYS[i].key, full);
     if (!family_has(o, KEYS[i].name) && strcmp(KEYS[i].name, "moe_intermediate_size") == 0) { /* the same as intermediate_size */
@@ -332,6 +349,43 @@ static moe_err add_heads(opening *o)
     return add_rope(o, hd, rotary);
 }
 
+/* Since 2025 attention.key_length is of the one key that all heads read, and .._mla of a head; before, the former was of a head. */
+static moe_err add_latent_heads(opening *o)
+{
+    char full[96];
+    int64_t heads, rank, key, value, rope, kept;
+    const bool apart = has_key(o, "attention.key_length_mla");
+    TRY(gguf_get_int(o->g, full_key(o, "attention.head_count", full), 1, INT32_MAX, &heads));
+    TRY(gguf_get_int(o->g, full_key(o, "attention.kv_lora_rank", full), 1, INT32_MAX, &rank));
+    TRY(gguf_get_int(o->g, full_key(o, apart ? "attention.key_length_mla" : "attention.key_length", full), 1, INT32_MAX, &key));
+    TRY(gguf_get_int(o->g, full_key(o, apart ? "attention.value_length_mla" : "attention.value_length", full), 1, INT32_MAX, &value));
+    TRY(gguf_get_int(o->g, full_key(o, "rope.dimension_count", full), 1, key, &rope));
+    if (apart) {
+        TRY(check_key(o, "attention.key_length", rank + rope));
+        TRY(check_key(o, "attention.value_length", rank));
+    }
+    if (has_key(o, "attention.head_count_kv"))
+        TRY(gguf_get_int(o->g, full_key(o, "attention.head_count_kv", full), 1, heads, &kept));
+    if (!has_key(o, "attention.q_lora_rank"))
+        add(o, "q_lora_rank", "null");
+    add(o, "qk_rope_head_dim", "%lld", (long long)rope);
+    add(o, "qk_nope_head_dim", "%lld", (long long)(key - rope));
+    add(o, "v_head_dim", "%lld", (long long)value);
+    return add_rope(o, rope, rope);
+}
+
+/* DeepSeek-V2 with groups; transformers' greedy choice does not look at them. */
+static moe_err add_groups(opening *o)
+{
+    char full[96];
+    int64_t groups = 1;
+    if (!family_has(o, "topk_method") || o->sigmoid || !has_key(o, "expert_group_count"))
+        return MOE_OK;
+    TRY(gguf_get_int(o->g, full_key(o, "expert_group_count", full), 1, INT32_MAX, &groups));
+    add(o, "topk_method", "\"%s\"", groups > 1 ? "group_limited_greedy" : "greedy");
+    return MOE_OK;
+}
+
 /* Layers that predict further tokens are the last blocks of the file; they come after the logits. */
 static moe_err add_layers(opening *o)
 {
@@ -359,7 +413,7 @@ static moe_err add_derived(opening *o)
     if (embed == NULL)
         return moe_fail(MOE_E_DATA, "%s: tensor token_embd.weight is missing", gguf_path(o->g, 0));
     TRY(check_key(o, "vocab_size", embed->shape[1]));
-    TRY(check_key(o, "expert_gating_func", o->arch->sigmoid ? 2 : 1));
+    TRY(check_key(o, "expert_gating_func", o->sigmoid ? SIGMOID : 1));
     add(o, "vocab_size", "%lld", (long long)embed->shape[1]);
     add_whether(o, "tie_word_embeddings", gguf_tensor_find(o->g, "output.weight") == NULL);
     add_whether(o, "attention_bias", gguf_tensor_find(o->g, "blk.0.attn_q.bias") != NULL);
@@ -368,7 +422,8 @@ static moe_err add_derived(opening *o)
     if (!has_key(o, "expert_weights_norm"))
         add_whether(o, "norm_topk_prob", o->arch->normalize);
     TRY(add_layers(o));
-    return add_heads(o);
+    TRY(add_groups(o));
+    return o->arch->latent ? add_latent_heads(o) : add_heads(o);
 }
 
 static bool is_known_key(const opening *o, const char *key)

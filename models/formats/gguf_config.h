@@ -16,6 +16,8 @@ typedef struct gguf_architecture {
     bool normalize;          /* the weights of the chosen experts are divided by their sum  */
     bool sigmoid;            /* of the router's logits, not softmax                         */
     bool post_norm;          /* the norm before the feed-forward is called post_attention_norm */
+    const char *sigmoid_type; /* model_type when expert_gating_func is sigmoid; NULL: the same */
+    bool latent;             /* latent attention: attention.key_length is not head_dim, there is one key of a position */
     bool untruncated;        /* YaRN's range of frequencies is not cut to whole dimensions: the metadata cannot say so */
 } gguf_architecture;
 

@@ -18,6 +18,9 @@ static const struct {
     {ROLE_K, "attn_k.weight"},               {ROLE_V, "attn_v.weight"},                 {ROLE_Q_BIAS, "attn_q.bias"},
     {ROLE_K_BIAS, "attn_k.bias"},            {ROLE_V_BIAS, "attn_v.bias"},              {ROLE_Q_NORM, "attn_q_norm.weight"},
     {ROLE_K_NORM, "attn_k_norm.weight"},     {ROLE_O, "attn_output.weight"},            {ROLE_O_BIAS, "attn_output.bias"},
+    {ROLE_Q_A, "attn_q_a.weight"},           {ROLE_Q_A_NORM, "attn_q_a_norm.weight"},   {ROLE_Q_B, "attn_q_b.weight"},
+    {ROLE_KV_A, "attn_kv_a_mqa.weight"},     {ROLE_KV_A_NORM, "attn_kv_a_norm.weight"}, {ROLE_K_B, "attn_k_b.weight"},
+    {ROLE_V_B, "attn_v_b.weight"},
     {ROLE_FFN_NORM, "ffn_norm.weight"},      {ROLE_ROUTER, "ffn_gate_inp.weight"},      {ROLE_ROUTER_BIAS, "exp_probs_b.bias"},
     {ROLE_GATE, "ffn_gate.weight"},          {ROLE_UP, "ffn_up.weight"},                {ROLE_DOWN, "ffn_down.weight"},
     {ROLE_SHARED_GATE, "ffn_gate_shexp.weight"}, {ROLE_SHARED_UP, "ffn_up_shexp.weight"}, {ROLE_SHARED_DOWN, "ffn_down_shexp.weight"},
@@ -70,6 +73,9 @@ static moe_err check_shape(const opening *o, const model *m, const gguf_tensor *
     if (info->role == ROLE_GATE_BIAS || info->role == ROLE_UP_BIAS || info->role == ROLE_DOWN_BIAS) { /* a row each */
         expected[0] = info->cols / m->spec.E;
         expected[1] = m->spec.E;
+    } else if (info->layout == TENSOR_HEADS) {
+        expected[1] = info->rows / m->spec.H;
+        expected[2] = m->spec.H;
     }
     if (memcmp(t->shape, expected, sizeof expected) == 0)
         return MOE_OK;
@@ -88,10 +94,29 @@ static const gguf_tensor *find_expert(const opening *o, const tensor_info *info)
     return gguf_tensor_find(o->g, name);
 }
 
+static void mark_used(const opening *o, const gguf_tensor *t) { o->used[t - gguf_at(o->g, 0)] = 1; }
+
+/* Files before 2025: keys and values of all heads are one tensor, as in kv_b_proj. */
+static moe_err fill_together(const opening *o, const model *m, const gguf_tensor *t, const tensor_info *info, model_extent *e)
+{
+    const model_spec *s = &m->spec;
+    const tensor_info whole = {.layout = TENSOR_PANELS, .rows = (int64_t)s->H * (spec_nope(s) + s->v_head_dim), .cols = s->kv_lora_rank};
+    TRY(check_shape(o, m, t, &whole, 1));
+    *e = (model_extent){.file = t->file, .offset = t->begin, .format = t->format};
+    mark_used(o, t);
+    return model_rows_in_kv_b(e, gguf_path(o->g, t->file), info->role == ROLE_K_B, s);
+}
+
 static moe_err fill_extent(const opening *o, model *m, const tensor_info *info)
 {
     char name[64];
     model_extent *e = &m->extent[info->id];
+    if (info->layout == TENSOR_HEADS) {
+        snprintf(name, sizeof name, "blk.%d.attn_kv_b.weight", info->layer);
+        const gguf_tensor *both = gguf_tensor_find(o->g, name);
+        if (both != NULL)
+            return fill_together(o, m, both, info, e);
+    }
     tensor_name(o, info, name);
     const gguf_tensor *t = gguf_tensor_find(o->g, name);
     const bool together = info->kind == SECTION_EXPERT && t != NULL;
@@ -104,7 +129,7 @@ static moe_err fill_extent(const opening *o, model *m, const tensor_info *info)
     e->file = t->file;
     e->offset = t->begin + (together ? (uint64_t)info->expert * e->bytes : 0);
     e->heads_interleaved = o->arch->interleaved && is_query_or_key(info->role);
-    o->used[t - gguf_at(o->g, 0)] = 1;
+    mark_used(o, t);
     return MOE_OK;
 }
 

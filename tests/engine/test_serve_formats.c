@@ -23,8 +23,8 @@ static const struct {
                        "num_experts_per_tok=2 vocab_size=131"},
     {"qwen3_moe", "qwen3moe", "hidden_size=64 num_hidden_layers=3 num_attention_heads=4 num_key_value_heads=2 head_dim=32 intermediate_size=64 "
                               "moe_intermediate_size=64 num_experts=10 num_experts_per_tok=3 norm_topk_prob=true vocab_size=131"},
+    {"kimi_k2", "deepseek2", NULL}, /* tests/fixtures/gguf */
 };
-enum { SHAPES = sizeof shapes / sizeof *shapes };
 static const uint32_t types[] = {GGML_F32, GGML_BF16, GGML_Q8_0, GGML_Q4_0};
 enum { TYPES = sizeof types / sizeof *types };
 
@@ -158,3 +158,23 @@ static void run_shape(int shape)
 Test(serve_formats, llama) { run_shape(0); }
 Test(serve_formats, olmoe) { run_shape(1); }
 Test(serve_formats, qwen3_moe) { run_shape(2); }
+
+/* Latent attention: kv_b_proj of a folder, in one tensor of a GGUF file, or apart and transposed: the same bits, in place and packed. */
+Test(serve_formats, deepseek2)
+{
+    static const char *const sources[] = {"serve/kimi_k2", "gguf/deepseek2_kv_b.gguf", "gguf/deepseek2_k_b.gguf"};
+    int V;
+    float *want = logits_of("tests/fixtures/serve/kimi_k2", (test_serve_options){.chunk = N}, N, &V);
+    for (int i = 0; i < 3; i++) {
+        char path[64], command[256];
+        snprintf(path, sizeof path, "/tmp/moe_serve_formats_%d_%d_deepseek", (int)getpid(), i);
+        snprintf(command, sizeof command, "cp -rL tests/fixtures/%s %s", sources[i], path);
+        cr_assert_eq(system(command), 0);
+        same(path, (test_serve_options){.backend = "ref", .threads = 1}, 33, want, V, sources[i], 3, (uint32_t)i);
+        same(path, (test_serve_options){.backend = "avx2", .threads = 3, .least = true}, 1, want, V, sources[i], 3, (uint32_t)i);
+        same_packed(path, want, V, 3, (uint32_t)i);
+        snprintf(command, sizeof command, "rm -r %s", path);
+        cr_assert_eq(system(command), 0);
+    }
+    free(want);
+}
