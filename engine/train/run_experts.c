@@ -83,8 +83,8 @@ static moe_err find_steps(const run_source *s, section_id section, const adamw_s
 static moe_err update(const run_source *s, moe_stream *stream, section_id section, float *panels, void *moments, const float *grad)
 {
     const size_t n = s->layout.floats;
-    const adamw_step *steps;
-    int nsteps;
+    const adamw_step *steps = NULL;
+    int nsteps = 0;
     TRY(find_steps(s, section, &steps, &nsteps));
     if (s->config->moments == MOMENTS_F32) {
         const adamw_args a = {.w = {.w = panels}, .m = moments, .v = (float *)((char *)moments + s->store.part_bytes[STORE_M]), .grad = grad,
