@@ -69,7 +69,7 @@ class Server:
         return False
 
     def generate(self, prompts, count, cap=60.0):
-        """All prompts at once, `count` greedy tokens each, cut off after `cap` seconds.
+        """All prompts at once, `count` greedy tokens each, cut off `cap` seconds after a prompt's first token.
         -> {"decode": tokens/s while all of them decode, "prefill": tokens/s of the first prompt up to its first token, "tokens": got}"""
         got = asyncio.run(self._together(prompts, count, cap))
         first, last = max(t[0] for t in got), min(t[-1] for t in got)
@@ -89,7 +89,7 @@ class Server:
                      % len(body) + body)
         while len(times) < count:
             try:  # the first token is always waited for
-                line = await asyncio.wait_for(reader.readline(), max(cap - (time.monotonic() - began), 0.01) if times else None)
+                line = await asyncio.wait_for(reader.readline(), max(cap - (time.monotonic() - began - times[0]), 0.01) if times else None)
             except asyncio.TimeoutError:
                 break
             if not line:

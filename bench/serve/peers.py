@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """moe-serve beside llama.cpp: the same file, the same threads, greedy, the same memory, in turn.
 
-    peers.py BUILD --llama DIR [--models olmoe,qwen3moe,smollm2] [--only memory,half,quarter,ready]
+    peers.py BUILD --llama DIR [--models olmoe,qwen3moe,smollm2] [--only memory,half,half8,quarter,ready]
 
 DIR is what peers/setup.sh made. memory: no limit, both warm, random tokens; llama.cpp by its own llama-bench (one stream) and
 llama-batched-bench (eight), repacked weights or not, whichever is faster. half, quarter: a cgroup of half or a quarter of the file + what
-llama.cpp holds besides its file, page cache included; llama-server with mmap and 128 KiB of read-ahead (the only way in which it starts at all),
+llama.cpp holds besides its file, page cache included (half8: eight streams); llama-server with mmap and 128 KiB of read-ahead (the only way in which it starts at all),
 the same prompts for both. fio reads the same file between the turns. The bound under a limit is min(speed in memory, fio's rate / bytes of
 the experts that our policy misses on this very routing)."""
 import contextlib
@@ -26,10 +26,10 @@ MOE = ("olmoe", "qwen3moe")
 # What llama.cpp holds besides the pages of the file + 64 MiB (measured once, MiB; one stream, eight streams), so that both get the same.
 BESIDE = {"olmoe": (279, 407), "qwen3moe": (224, 268)}
 # To reach, as multiples of llama.cpp: the table of issue 4.
-REACH = {("memory", 1): 1.4, ("memory", 8): 2.0, ("half", 1): 4.0, ("half", 8): 4.0, ("quarter", 1): 2.5}
+REACH = {("memory", 1): 1.4, ("memory", 8): 2.0, ("half", 1): 4.0, ("half8", 8): 4.0, ("quarter", 1): 2.5}
 REACH_PREFILL = {"memory": 1.6, "half": 1.6}
 REACH_DENSE = {"decode": 1.1, "prefill": 1.3}
-SHARE = {"half": 0.5, "quarter": 0.25}
+SHARE = {"half": 0.5, "half8": 0.5, "quarter": 0.25}
 
 
 def ours(args, model, limit_mib=None, **words):
@@ -117,7 +117,7 @@ def under_limit(args, model, streams, mib, prefill, decode, cap=20.0):
                 s["llama"].append(r)
                 with server.asleep():
                     s["fio"].append(fio(args, model))
-                    s["ours"].append(ours(args, model, mib, prefill=PREFILL if prefill else 0, decode=64, streams=streams, seed=seed))
+                    s["ours"].append(ours(args, model, mib, prefill=PREFILL if prefill else 0, decode=64 if streams == 1 else 24, streams=streams, seed=seed))
                 c.say(f"  {r}  ours {brief(s['ours'][-1])}  fio {s['fio'][-1] / 1e9:.2f} GB/s")
         finally:
             s["llama_ready"], s["llama_limit"] = server.ready, server.close()
@@ -176,17 +176,20 @@ def measure_moe(args, model, name, rows, samples):
             if streams == 1:
                 rows.append(compare(f"{name}, prefill of {PREFILL}, enough memory", f, "prefill", REACH_PREFILL["memory"]))
             speed[streams] = c.median(our_rate(o, "decode") for o in f["repack 1"]["ours"])
-    for what, together in (("half", (1, 8)), ("quarter", (1,))):
-        for streams, mib in zip(together, limits(model, name, what)) if what in args.only else ():
-            if streams not in speed:
-                speed[streams] = c.median(our_rate(ours(args, model, warmup=PREFILL, prefill=0, decode=32, streams=streams), "decode") for _ in range(3))
-            c.say(f"{name}: {what}, {mib} MiB, {streams} streams")
-            f = samples[f"{what} x{streams}"] = under_limit(args, model, streams, mib, streams == 1, 24 if streams == 1 else 8)
-            rows.append(compare(f"{name}, decode, {streams} streams, {what} the file", f, "decode", REACH[what, streams]))
-            rows.append(bound_row("    share of the policy's bound", f["mmap"], speed[streams]))
-            rows.append(limit_row("    peak memory of the cgroup", f))
-            if streams == 1 and what in REACH_PREFILL:
-                rows.append(compare(f"{name}, prefill of {PREFILL}, {what} the file", f, "prefill", REACH_PREFILL[what]))
+    for what, streams in (("half", 1), ("half8", 8), ("quarter", 1)):
+        if what not in args.only:
+            continue
+        if streams not in speed:
+            speed[streams] = c.median(our_rate(ours(args, model, warmup=PREFILL, prefill=0, decode=32, streams=streams), "decode") for _ in range(3))
+        mib, part = limits(model, name, what)[streams == 8], "a quarter of the file" if what == "quarter" else "half the file"
+        c.say(f"{name}: {what}, {mib} MiB, {streams} streams")
+        f = samples[f"{what} x{streams}"] = under_limit(args, model, streams, mib, what == "half", 24 if streams == 1 else 8)
+        title = f"{name}, decode, {streams} streams, {part}"
+        rows.append(compare(title, f, "decode", REACH[what, streams]))
+        rows.append(bound_row(f"{title}: share of the policy's bound", f["mmap"], speed[streams]))
+        rows.append(limit_row(f"{title}: peak memory of the cgroup", f))
+        if what == "half":
+            rows.append(compare(f"{name}, prefill of {PREFILL}, {part}", f, "prefill", REACH_PREFILL[what]))
     if "ready" in args.only:
         measure_ready(args, model, name, rows, samples)
 
@@ -224,11 +227,21 @@ def measure_dense(args, model, name, rows, samples):
         rows.append(compare(f"{name}, {what}", f, what, REACH_DENSE[what]))
 
 
+def merged(path, rows, samples):
+    """With what an earlier run of other parts left in the file."""
+    try:
+        old = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return rows, samples
+    mine = {r["measure"] for r in rows}
+    return [r for r in old["rows"] if r["measure"] not in mine] + rows, {**old["samples"], **samples}
+
+
 def main():
     a = c.parser(__doc__, 5)
     a.add_argument("--llama", type=pathlib.Path, required=True, metavar="DIR", help="made by peers/setup.sh")
     a.add_argument("--models", default="olmoe,qwen3moe,smollm2", help="which (default: all)")
-    a.add_argument("--only", default="memory,half,quarter,ready", help="which limits (default: all)")
+    a.add_argument("--only", default="memory,half,half8,quarter,ready", help="which parts (default: all); a part replaces its rows in the result")
     a.add_argument("--fio-seconds", type=int, default=3)
     args = c.parse(a, "moe-serve")
     args.only, out = args.only.split(","), args.out
@@ -242,6 +255,7 @@ def main():
                 c.fail(f"{model} is not there; peers/setup.sh makes it")
             (measure_moe if name in MOE else measure_dense)(args, model, name, rows, samples)
             args.out = out or c.RESULTS / f"serve-{name}.json"
+            rows, samples = merged(args.out, rows, samples)
             c.write_result(args, f"serve-{name}", rows, samples, model_bytes=model.stat().st_size)
 
 
