@@ -209,3 +209,60 @@ Test(rows, fp8_that_is_no_number_is_refused)
     cr_assert_str_eq(moe_error_text(), "file: tensor[130, 201] is not a number (code 0xff of E4M3)");
     fp8_free(&x);
 }
+
+/* kv_b_proj of H heads in `format`, its rows of numbers 1, 2, 3, ... as far as the format knows them: every range of rows of keys and values against
+ * the numbers, read from whole heads. */
+static void heads_are_taken_apart(numfmt format, int rank)
+{
+    enum { H = 3, NOPE = 5, VALUE = 7, HEAD = NOPE + VALUE };
+    const model_spec m = {.H = H, .hd = NOPE + 2, .rotary = 2, .kv_lora_rank = rank, .v_head_dim = VALUE};
+    const size_t row_bytes = numfmt_row_bytes(format, rank);
+    float *exact = malloc(sizeof *exact * (size_t)(H * HEAD * rank)), *got = malloc(sizeof *got * (size_t)(H * HEAD * rank));
+    uint8_t *stored = malloc((size_t)(H * HEAD) * row_bytes), *rows = malloc(sizeof *got * (size_t)(H * HEAD * rank) + 1024);
+    for (int i = 0; i < H * HEAD; i++) {
+        for (int k = 0; k < rank; k++)
+            exact[i * rank + k] = (float)((i * 37 + k * 11) % 113 - 56) * 0.25f;
+        numfmt_from_f32(stored + (size_t)i * row_bytes, exact + i * rank, format, rank);
+        numfmt_to_f32(exact + i * rank, stored + (size_t)i * row_bytes, format, rank);
+    }
+    for (int keys = 0; keys < 2; keys++) {
+        model_extent e = {.format = format};
+        cr_assert_eq(model_rows_in_kv_b(&e, "a file", keys, &m), MOE_OK, "%s", moe_error_text());
+        cr_assert_eq(e.format, keys && numfmt_about(format)->block > 1 ? NUM_F32 : format);
+        const int per = keys ? rank : VALUE, cols = keys ? NOPE : rank;
+        for (int first = 0; first < H * per; first += 3)
+            for (int n = 1; first + n <= H * per; n += 1 + n * 2) {
+                const model_span span = model_rows_span(&e, first, n);
+                cr_assert(span.at % (HEAD * row_bytes) == 0 && span.at + span.bytes <= (uint64_t)(H * HEAD) * row_bytes);
+                const model_source from = {.at = &e, .path = "a file", .name = "kv_b", .cols = cols, .first = first, .stored = stored + span.at};
+                cr_assert_eq(model_rows(&from, first, n, rows), MOE_OK, "%s", moe_error_text());
+                for (int r = 0; r < n; r++) {
+                    const int h = (first + r) / per, i = (first + r) % per;
+                    numfmt_to_f32(got, rows + (size_t)r * numfmt_row_bytes(e.format, cols), e.format, cols);
+                    for (int k = 0; k < cols; k++) {
+                        const float want = keys ? exact[(h * HEAD + k) * rank + i] : exact[(h * HEAD + NOPE + i) * rank + k];
+                        cr_assert_eq(got[k], want, "format %d, %s, row %d: number %d is %g, expected %g", (int)format, keys ? "keys" : "values", first + r, k,
+                                     (double)got[k], (double)want);
+                    }
+                }
+            }
+    }
+    free(exact), free(got), free(stored), free(rows);
+}
+
+Test(rows, keys_and_values_of_kv_b)
+{
+    heads_are_taken_apart(NUM_F32, 20);
+    heads_are_taken_apart(NUM_BF16, 33);
+    heads_are_taken_apart(NUM_F16, 7);
+    heads_are_taken_apart(NUM_Q8_0, 320); /* more than one piece of 256 */
+    heads_are_taken_apart(NUM_Q4_0, 64);
+}
+
+Test(rows, kv_b_of_no_whole_blocks_is_refused)
+{
+    const model_spec m = {.H = 2, .hd = 6, .rotary = 2, .kv_lora_rank = 33, .v_head_dim = 4};
+    model_extent e = {.format = NUM_Q8_0};
+    cr_assert_eq(model_rows_in_kv_b(&e, "a file", true, &m), MOE_E_DATA);
+    cr_assert(strstr(moe_error_text(), "rows of 33: expected a multiple of 32") != NULL, "%s", moe_error_text());
+}
