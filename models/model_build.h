@@ -12,11 +12,11 @@ moe_err model_new(model **out, const char *name, model_kind kind, const model_sp
 moe_err model_add_file(model *m, const char *path) MOE_MUST_CHECK;
 /* Room for the extents of a table of n tensors. */
 moe_err model_make_extents(model *m, int64_t n) MOE_MUST_CHECK;
-/* MOE_E_DATA when it does not lie inside its file. */
+/* MOE_E_DATA when it does not lie inside its file; an expert's of a source says only the format. */
 moe_err model_set_extent(model *m, const tensor_info *info, const model_extent *e) MOE_MUST_CHECK;
 /* The folder as the tokenizer when it holds one, as tokenizer.json or tokenizer.gguf. */
 moe_err model_folder_tokenizer(model *m, const char *dir) MOE_MUST_CHECK;
-/* The model owns the source from here on. */
+/* The model owns the source from here on. Before the extents. */
 void model_set_experts(model *m, const model_experts *source);
 
 #endif

@@ -236,17 +236,19 @@ static moe_err open_run(model **out, const char *path)
     s->folder.lock = -1;
     TRY_GOTO(open_source(s, path), rc, fail);
     TRY_GOTO(model_new(&m, path, MODEL_RUN, &s->config->model), rc, fail);
+    model_set_experts(m, &(model_experts){.ranges = run_expert_ranges, .land = run_expert_land, .close = close_source, .user = s});
     TRY_GOTO(add_dense_file(s, m), rc, fail);
     TRY_GOTO(check_dense(s, m), rc, fail);
     TRY_GOTO(place_tensors(s, m), rc, fail);
     TRY_GOTO(add_slots(s, m), rc, fail);
     TRY_GOTO(model_folder_tokenizer(m, s->config->data_path), rc, fail);
-    model_set_experts(m, &(model_experts){.ranges = run_expert_ranges, .land = run_expert_land, .close = close_source, .user = s});
     *out = m;
     return MOE_OK;
 fail:
-    model_close(m);
-    close_source(s);
+    if (m != NULL)
+        model_close(m); /* with the source */
+    else
+        close_source(s);
     return rc;
 }
 

@@ -96,6 +96,8 @@ Test(run_model, the_logits_of_the_export)
         {"both", "optimizer.update=deferred", "optimizer.expert_weights=bf16", "optimizer.moments=bf16"},
         {"idle", "optimizer.update=deferred", "model.num_experts=40", "model.num_experts_per_tok=1", "train.tokens_per_step=16",
          "train.micro_batch_tokens=16", "train.steps=3"},
+        {"wide", "model.num_experts=2", "model.num_experts_per_tok=1", "model.moe_intermediate_size=3000", "train.steps=2", "train.tokens_per_step=16",
+         "train.micro_batch_tokens=16"}, /* a matrix of an expert is larger than the file of the dense part */
         {"two", "optimizer.update=deferred", "memory.ssd=[store/, more/]", "optimizer.moments=bf16", "optimizer.clip_norm=0.01"},
     };
     int count[3] = {0};
