@@ -35,7 +35,7 @@ static void metadata(gguf_build *b, const char *arch)
     tensor(b, "token_embd.weight", 2, D, V);
     tensor(b, "output_norm.weight", 1, D, 1);
     tensor(b, "blk.0.attn_norm.weight", 1, D, 1);
-    tensor(b, strcmp(arch, "glm4moe") == 0 ? "blk.0.post_attention_norm.weight" : "blk.0.ffn_norm.weight", 1, D, 1);
+    tensor(b, strcmp(arch, "glm4moe") == 0 || strcmp(arch, "gpt-oss") == 0 ? "blk.0.post_attention_norm.weight" : "blk.0.ffn_norm.weight", 1, D, 1);
     tensor(b, "blk.0.attn_q.weight", 2, D, D);
     tensor(b, "blk.0.attn_k.weight", 2, D, D);
     tensor(b, "blk.0.attn_v.weight", 2, D, D);
@@ -79,6 +79,28 @@ static void glm(gguf_build *b)
     tensor(b, "blk.1.nextn.eh_proj.weight", 2, D, D);
 }
 
+static void gpt_oss(gguf_build *b)
+{
+    static const char *const biases[] = {"attn_q", "attn_k", "attn_v", "attn_output"};
+    char name[64];
+    metadata(b, "gpt-oss");
+    experts(b, "gpt-oss");
+    gguf_build_u32(b, "gpt-oss.attention.sliding_window", 2);
+    gguf_build_string(b, "gpt-oss.rope.scaling.type", "yarn");
+    gguf_build_f32(b, "gpt-oss.rope.scaling.factor", 8);
+    gguf_build_u32(b, "gpt-oss.rope.scaling.original_context_length", 16);
+    tensor(b, "output.weight", 2, D, V);
+    tensor(b, "blk.0.attn_sinks.weight", 1, 1, 1);
+    tensor(b, "blk.0.ffn_gate_inp.bias", 1, E, 1);
+    tensor(b, "blk.0.ffn_gate_exps.bias", 2, D, E);
+    tensor(b, "blk.0.ffn_up_exps.bias", 2, D, E);
+    tensor(b, "blk.0.ffn_down_exps.bias", 2, D, E);
+    for (int i = 0; i < 4; i++) {
+        snprintf(name, sizeof name, "blk.0.%s.bias", biases[i]);
+        tensor(b, name, 1, D, 1);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static const char *const tokens[] = {"a", "b", "ab"}, *const merges[] = {"a b"};
@@ -96,6 +118,8 @@ int main(int argc, char **argv)
     write(&b, dir, "mixtral");
     glm(&b);
     write(&b, dir, "glm4moe");
+    gpt_oss(&b);
+    write(&b, dir, "gpt_oss");
     metadata(&b, "qwen3moe");
     experts(&b, "qwen3moe");
     tensor(&b, "blk.0.attn_q_norm.weight", 1, D, 1);
