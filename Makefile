@@ -3,7 +3,7 @@ BUILD ?= build
 JOBS ?= $(shell nproc)
 GENERATOR ?= $(if $(shell command -v ninja),-G Ninja,)
 
-BUILD_PACKAGES := gcc cmake ninja-build make pkg-config liburing-dev libjemalloc-dev libyaml-dev libjansson-dev libpcre2-dev libzstd-dev \
+BUILD_PACKAGES := gcc g++ cmake ninja-build make pkg-config liburing-dev libjemalloc-dev libyaml-dev libjansson-dev libpcre2-dev libzstd-dev \
                   libxxhash-dev libcriterion-dev
 DEMO_PACKAGES := bible-kjv bible-kjv-text dict-gcide anarchism python3 python3-matplotlib python3-pip
 

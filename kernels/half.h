@@ -7,21 +7,23 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline uint32_t float_bits(float x)
+#include "kernels/inline.h"
+
+KERNEL_INLINE uint32_t float_bits(float x)
 {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return bits;
 }
 
-static inline float bits_float(uint32_t bits)
+KERNEL_INLINE float bits_float(uint32_t bits)
 {
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
 }
 
-static inline float half_to_float(uint16_t h)
+KERNEL_INLINE float half_to_float(uint16_t h)
 {
     const uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 0x3ffu;
     if (exponent == 0) /* a denormal of fp16 is a normal number of fp32 */
@@ -31,7 +33,7 @@ static inline float half_to_float(uint16_t h)
     return bits_float(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
-static inline uint16_t half_from_float(float x)
+KERNEL_INLINE uint16_t half_from_float(float x)
 {
     const uint32_t bits = float_bits(x), a = bits & 0x7fffffffu;
     const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
@@ -48,9 +50,9 @@ static inline uint16_t half_from_float(float x)
     return (uint16_t)(sign | (whole + (rest > 0x80000000u || (rest == 0x80000000u && (whole & 1u)))));
 }
 
-static inline float bf16_to_float(uint16_t h) { return bits_float((uint32_t)h << 16); }
+KERNEL_INLINE float bf16_to_float(uint16_t h) { return bits_float((uint32_t)h << 16); }
 
-static inline uint16_t bf16_from_float(float x)
+KERNEL_INLINE uint16_t bf16_from_float(float x)
 {
     const uint32_t bits = float_bits(x);
     if ((bits & 0x7fffffffu) > 0x7f800000u)
@@ -59,7 +61,7 @@ static inline uint16_t bf16_from_float(float x)
 }
 
 /* E4M3 as in OCP 8-bit floating point (torch.float8_e4m3fn): bias 7, no infinities, 0x7f and 0xff are NaN, the largest number is 448. */
-static inline float e4m3_to_float(uint8_t h)
+KERNEL_INLINE float e4m3_to_float(uint8_t h)
 {
     const uint32_t sign = (uint32_t)(h & 0x80u) << 24, size = h & 0x7fu;
     if (size == 0x7fu)
@@ -70,7 +72,7 @@ static inline float e4m3_to_float(uint8_t h)
 }
 
 /* What is past the largest number becomes it, as in torch 2.15 (NaN before); NaN stays. */
-static inline uint8_t e4m3_from_float(float x)
+KERNEL_INLINE uint8_t e4m3_from_float(float x)
 {
     const uint32_t bits = float_bits(x), a = bits & 0x7fffffffu;
     const uint8_t sign = (uint8_t)(bits >> 24 & 0x80u);

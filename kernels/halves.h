@@ -14,7 +14,9 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline float halves_number(uint16_t near, uint16_t rest)
+#include "kernels/inline.h"
+
+KERNEL_INLINE float halves_number(uint16_t near, uint16_t rest)
 {
     const uint32_t bits = ((uint32_t)near << 16) + (uint32_t)(int32_t)(int16_t)rest;
     float x;
@@ -22,14 +24,14 @@ static inline float halves_number(uint16_t near, uint16_t rest)
     return x;
 }
 
-static inline uint16_t halves_near(float x)
+KERNEL_INLINE uint16_t halves_near(float x)
 {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return (uint16_t)((bits + 0x8000u) >> 16);
 }
 
-static inline uint16_t halves_rest(float x)
+KERNEL_INLINE uint16_t halves_rest(float x)
 {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);

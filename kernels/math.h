@@ -10,14 +10,16 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline uint32_t float_bits(float x)
+#include "kernels/inline.h"
+
+KERNEL_INLINE uint32_t float_bits(float x)
 {
     uint32_t u;
     memcpy(&u, &x, sizeof u);
     return u;
 }
 
-static inline float float_from_bits(uint32_t u)
+KERNEL_INLINE float float_from_bits(uint32_t u)
 {
     float x;
     memcpy(&x, &u, sizeof x);
@@ -41,7 +43,7 @@ static inline float float_from_bits(uint32_t u)
 #define EXP_C6 0x1.6a2352p-10f
 
 /* At most 0.9 ulp. exp(NaN) is that NaN, exp(inf) = inf, exp(x) = 0 below EXP_MIN. */
-static inline float moe_expf(float x)
+KERNEL_INLINE float moe_expf(float x)
 {
     const float t = fmaf(x, EXP_LOG2E, MATH_ROUND), n = t - MATH_ROUND;
     const float r = fmaf(n, -MATH_LN2_LO, fmaf(n, -MATH_LN2_HI, x));
@@ -59,7 +61,7 @@ static inline float moe_expf(float x)
 }
 
 /* 1 / (1 + exp(-x)); sigmoid(-inf) = 0, sigmoid(inf) = 1, NaN in NaN out. */
-static inline float moe_sigmoidf(float x) { return 1.0f / (1.0f + moe_expf(-x)); }
+KERNEL_INLINE float moe_sigmoidf(float x) { return 1.0f / (1.0f + moe_expf(-x)); }
 
 /* log(2^e * (1 + f)) = e ln 2 + f - f^2/2 + f^3 * P(f), 1 + f in [sqrt(1/2), sqrt(2)), P minimax of degree 7. */
 #define LOG_SPLIT 0x3f3504f3u /* bits of sqrt(1/2) */
@@ -73,7 +75,7 @@ static inline float moe_sigmoidf(float x) { return 1.0f / (1.0f + moe_expf(-x));
 #define LOG_C10 -0x1.38b578p-4f
 
 /* At most 1 ulp. log(+-0 and denormals) = -inf, log of a negative number = the quiet NaN 0x7fc00000, log(inf) = inf, NaN in NaN out. */
-static inline float moe_logf(float x)
+KERNEL_INLINE float moe_logf(float x)
 {
     const uint32_t bits = float_bits(x), d = bits - LOG_SPLIT;
     const int32_t exponent = (int32_t)d >> 23;
@@ -111,7 +113,7 @@ static inline float moe_logf(float x)
 #define COSPI_C8 0x1.d9d57ep-3f
 
 /* sin(pi x) and cos(pi x) for |x| <= 2^20, at most 1 ulp (of the result, also near its zeros); beyond that the result has no meaning. */
-static inline void moe_sincospif(float x, float *sin_out, float *cos_out)
+KERNEL_INLINE void moe_sincospif(float x, float *sin_out, float *cos_out)
 {
     const float t = fmaf(x, 2.0f, MATH_ROUND), n = t - MATH_ROUND;
     const uint32_t q = float_bits(t);
@@ -132,14 +134,14 @@ static inline void moe_sincospif(float x, float *sin_out, float *cos_out)
     *cos_out = float_from_bits(float_bits(cosine) ^ ((q + 1) & 2) << 30);
 }
 
-static inline float moe_sinpif(float x)
+KERNEL_INLINE float moe_sinpif(float x)
 {
     float s, c;
     moe_sincospif(x, &s, &c);
     return s;
 }
 
-static inline float moe_cospif(float x)
+KERNEL_INLINE float moe_cospif(float x)
 {
     float s, c;
     moe_sincospif(x, &s, &c);

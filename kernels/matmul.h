@@ -19,13 +19,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/inline.h"
 #include "kernels/stream.h"
 
 enum { PANEL = 16 }; /* outputs side by side: one AVX-512 register of fp32 */
 
-static inline int64_t panel_pad(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
-static inline size_t panel_floats(int64_t N, int64_t K) { return (size_t)panel_pad(N) * (size_t)K; }
-static inline size_t panel_index(int64_t n, int64_t k, int64_t K)
+KERNEL_INLINE int64_t panel_pad(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
+KERNEL_INLINE size_t panel_floats(int64_t N, int64_t K) { return (size_t)panel_pad(N) * (size_t)K; }
+KERNEL_INLINE size_t panel_index(int64_t n, int64_t k, int64_t K)
 {
     return ((size_t)(n / PANEL) * (size_t)K + (size_t)k) * PANEL + (size_t)(n % PANEL);
 }

@@ -11,6 +11,7 @@
 
 #include <stdbool.h>
 
+#include "kernels/inline.h"
 #include "kernels/stream.h"
 
 typedef struct rope_args {
@@ -24,7 +25,7 @@ typedef struct rope_args {
     bool interleaved;   /* pairs (2i, 2i+1)                                                */
 } rope_args;
 
-static inline int rope_width(const rope_args *a) { return a->rotary > 0 ? a->rotary : a->hd; }
+KERNEL_INLINE int rope_width(const rope_args *a) { return a->rotary > 0 ? a->rotary : a->hd; }
 
 typedef moe_err (*rope_fn)(const rope_args *a, moe_stream *s);
 

@@ -1,5 +1,5 @@
-/* Where an operation runs. On the CPU: a pool of threads, and the call returns when the work is done. On a GPU the same
- * structure will carry a CUDA stream, and the call returns when the work is queued. */
+/* Where an operation runs. On the CPU: a pool of threads, and the call returns when the work is done. On a GPU: a CUDA stream, and the
+ * call returns when the work is queued. */
 #ifndef MOE_KERNELS_STREAM_H
 #define MOE_KERNELS_STREAM_H
 
@@ -7,6 +7,7 @@
 
 typedef struct moe_stream {
     moe_pool *pool;
+    struct moe_cuda *cuda; /* kernels/cuda/cuda.h; NULL on the CPU */
 } moe_stream;
 
 /* Scratch that every kernel may expect for each worker (packing, score tiles); the pool is opened with it. */

@@ -62,7 +62,7 @@ moe_err session_open(session *s, const session_options *o)
     TRY_GOTO(run_model_open(&s->model, o->path), rc, fail);
     TRY_GOTO(io_open(&s->io, "auto", s->io_note), rc, fail);
     TRY_GOTO(moe_pool_open(&s->pool, o->threads > 0 ? o->threads : processors(), KERNEL_SCRATCH_BYTES), rc, fail);
-    s->stream = (moe_stream){s->pool};
+    s->stream = (moe_stream){.pool = s->pool};
     snprintf(s->limit_source, sizeof s->limit_source, "--host-memory");
     s->config = (serve_config){
         .model = s->model, .be = s->config.be, .stream = &s->stream, .io = s->io, .kv = s->config.kv, .policy = o->policy,

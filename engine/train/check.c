@@ -37,7 +37,7 @@ static moe_err measure(const train_config *c, const train_plan *p, const char *d
     moe_err rc;
     TRY(moe_backend_find(&be, c->backend));
     TRY(moe_pool_open(&pool, p->threads, KERNEL_SCRATCH_BYTES));
-    moe_stream s = {pool};
+    moe_stream s = {.pool = pool};
     TRY_GOTO(machine_product_rate(be, &s, &r->flops), rc, done);
     TRY_GOTO(io_open(&disk, c->io, note), rc, done);
     TRY_GOTO(machine_disk_rate(disk, dir, (size_t)256 << 20, c->buffered, &r->read, &r->write), rc, done);

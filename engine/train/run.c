@@ -162,7 +162,7 @@ static void measure_machine(run_state *r, const train_config *c, const run_folde
     char note[512];
     double flops, read, write;
     if (moe_backend_find(&be, c->backend) == MOE_OK && moe_pool_open(&pool, r->threads, KERNEL_SCRATCH_BYTES) == MOE_OK) {
-        moe_stream s = {pool};
+        moe_stream s = {.pool = pool};
         if (machine_product_rate(be, &s, &flops) == MOE_OK)
             r->sum.peak_gflops = flops / 1e9;
     }

@@ -222,7 +222,7 @@ static moe_err open_source(run_source *s, const char *path)
     spec_expert_layout(&s->config->model, &s->layout);
     TRY(moe_backend_find(&s->be, s->config->backend));
     TRY(moe_pool_open(&s->pool, 1, KERNEL_SCRATCH_BYTES));
-    s->stream = (moe_stream){s->pool};
+    s->stream = (moe_stream){.pool = s->pool};
     return MOE_OK;
 }
 

@@ -21,7 +21,7 @@ void test_serve_open(test_serve *t, const char *path, test_serve_options o)
     MUST(run_model_open(&t->model, path));
     MUST(io_open(&t->io, "auto", note));
     MUST(moe_pool_open(&t->pool, o.threads ? o.threads : 2, KERNEL_SCRATCH_BYTES));
-    t->stream = (moe_stream){t->pool};
+    t->stream = (moe_stream){.pool = t->pool};
     t->V = model_spec_of(t->model)->V;
     t->c = (serve_config){.model = t->model, .stream = &t->stream, .io = t->io, .kv = o.kv, .max_sequences = o.sequences ? o.sequences : 8,
                           .max_context = o.context ? o.context : 128, .chunk = o.chunk ? o.chunk : 64, .policy = o.policy, .hot = o.hot};
