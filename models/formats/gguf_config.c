@@ -286,9 +286,9 @@ static moe_err add_rope(opening *o, int64_t hd, int64_t rotary)
 {
     const gguf_tensor *factors = gguf_tensor_find(o->g, GGUF_ROPE_FACTORS);
     char number[TEXT_NUMBER] = "10000.0", full[96];
-    const char *type = "none", *linear = NULL;
+    const char *type = has_key(o, "rope.scaling.factor") ? "linear" : "none", *linear = NULL; /* without a word on it, as llama.cpp */
     double part = (double)rotary / (double)hd;
-    size_t n = 4;
+    size_t n = strlen(type);
     if (has_key(o, "rope.freq_base"))
         TRY(number_text(o, "rope.freq_base", number));
     add(o, "rope_parameters", "{\"rope_theta\": %s", number);
@@ -319,6 +319,8 @@ static moe_err add_rope(opening *o, int64_t hd, int64_t rotary)
     }
     if (factors != NULL)
         TRY(add_factors(o, factors, rotary, theta));
+    else if (!yarn && linear == NULL) /* gpt_oss has another default */
+        text_add(o->json, ", \"rope_type\": \"default\"");
     text_add(o->json, "}");
     return MOE_OK;
 }

@@ -147,6 +147,42 @@ Test(model_gguf, with_llama3_frequencies)
     refuse(&b, MOE_E_CONFIG, "at once are not computed");
 }
 
+/* A factor without a word on its kind is of "linear", as llama.cpp has it. */
+Test(model_gguf, with_a_factor_alone)
+{
+    model_spec s;
+    model *m;
+    gguf_build b = GGUF_BUILD;
+    cr_assert_eq(make_spec(&s, "llama", "hidden_size=64 intermediate_size=32 num_hidden_layers=1 num_attention_heads=1 num_key_value_heads=1 vocab_size=37"), MOE_OK);
+    gguf_model(&b, "llama", &s, GGML_F32);
+    gguf_build_f32(&b, "llama.rope.scaling.factor", 4);
+    gguf_build_write(&b, file("m.gguf"));
+    gguf_build_free(&b);
+    cr_assert_eq(model_open(&m, file("m.gguf")), MOE_OK, "%s", moe_error_text());
+    cr_assert(model_spec_of(m)->rope.type == ROPE_LINEAR && model_spec_of(m)->rope.factor == 4);
+    model_close(m);
+}
+
+/* gpt-oss without scaling: not its config.json's default, which is YaRN. */
+Test(model_gguf, gpt_oss_without_scaling)
+{
+    model *m;
+    FILE *f = fopen("tests/fixtures/serve/gpt_oss_mxfp4/model.gguf", "rb");
+    char *text = calloc(1, 1 << 20);
+    cr_assert(f != NULL && text != NULL);
+    const size_t n = fread(text, 1, 1 << 20, f);
+    fclose(f);
+    char *key = memmem(text, n, "gpt-oss.rope.scaling.type", 25);
+    cr_assert(key != NULL && memcmp(key + 37, "yarn", 4) == 0); /* behind the value's type and length */
+    memcpy(key + 37, "none", 4);
+    f = fopen(file("m.gguf"), "wb");
+    cr_assert(f != NULL && fwrite(text, 1, n, f) == n && fclose(f) == 0);
+    free(text);
+    cr_assert_eq(model_open(&m, file("m.gguf")), MOE_OK, "%s", moe_error_text());
+    cr_assert_eq(model_spec_of(m)->rope.type, ROPE_DEFAULT, "%s", model_config(m));
+    model_close(m);
+}
+
 /* Llama's file with YaRN of 8 over 64 positions, and one number more. */
 static void add_yarn(gguf_build *b, const char *key, float x)
 {
