@@ -25,7 +25,9 @@ static moe_err validate_yarn(const model_spec *m)
         return moe_fail(MOE_E_CONFIG, "rope_beta_fast is %g: expected a number >= rope_beta_slow (%g)", r->beta_fast, r->beta_slow);
     if (!(m->rope_theta > 1))
         return moe_fail(MOE_E_CONFIG, "rope_theta is %g with rope_type yarn: expected a number > 1", m->rope_theta);
-    if (!isfinite(r->attention_factor) || !isfinite(r->mscale) || !isfinite(r->mscale_all_dim) || !(spec_rope_scale(m) > 0) ||
+    if (r->attention_factor != 0 && (!((float)r->attention_factor > 0) || !isfinite((float)r->attention_factor)))
+        return moe_fail(MOE_E_CONFIG, "rope_attention_factor is %g: expected a number > 0 that fp32 holds", r->attention_factor);
+    if (!isfinite(r->mscale) || !isfinite(r->mscale_all_dim) || !(spec_rope_scale(m) > 0) ||
         !isfinite(spec_rope_scale(m)))
         return moe_fail(MOE_E_CONFIG, "rope_mscale %g and rope_mscale_all_dim %g make an attention factor of %g: expected a number > 0", r->mscale,
                         r->mscale_all_dim, (double)spec_rope_scale(m));
@@ -73,10 +75,13 @@ static moe_err validate_attention(const model_spec *m)
 {
     TRY(check_range("num_attention_heads", m->H, 1, MAX_WIDTH));
     TRY(check_range("num_key_value_heads", m->Hkv, 1, m->H));
-    TRY(check_range("head_dim", m->hd, 2, MAX_WIDTH / m->H));
+    const bool latent = m->kv_lora_rank != 0;
+    TRY(check_range(latent ? "qk_nope_head_dim + qk_rope_head_dim" : "head_dim", m->hd, 2, MAX_WIDTH));
+    TRY(check_range(latent ? "(qk_nope_head_dim + qk_rope_head_dim) x num_attention_heads" : "head_dim x num_attention_heads", (int64_t)m->hd * m->H, 2,
+                    MAX_WIDTH));
     if (m->H % m->Hkv != 0)
         return moe_fail(MOE_E_CONFIG, "num_attention_heads is %d: expected a multiple of num_key_value_heads (%d)", m->H, m->Hkv);
-    if (m->kv_lora_rank != 0)
+    if (latent)
         TRY(validate_latent(m));
     else if (m->hd % 2 != 0)
         return moe_fail(MOE_E_CONFIG, "head_dim is %d: expected an even number (rotary embedding pairs i with i + head_dim/2)",

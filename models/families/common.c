@@ -194,8 +194,8 @@ moe_err family_latent(model_spec *m, const family_values *v)
     TRY(family_int(v, "v_head_dim", 0, &m->v_head_dim));
     TRY(family_int(v, "qk_rope_head_dim", 0, &m->rotary));
     TRY(family_int(v, "qk_nope_head_dim", 0, &nope));
-    if (m->rotary < 0 || m->rotary > 1 << 20 || nope < 0 || nope > 1 << 20 || m->kv_lora_rank < 1)
-        return moe_fail(MOE_E_CONFIG, "kv_lora_rank is %d, qk_nope_head_dim %d, qk_rope_head_dim %d: expected numbers >= 1", m->kv_lora_rank, nope,
+    if (m->rotary < 1 || m->rotary > 1 << 20 || nope < 1 || nope > 1 << 20 || m->kv_lora_rank < 1)
+        return moe_fail(MOE_E_CONFIG, "kv_lora_rank is %d, qk_nope_head_dim %d, qk_rope_head_dim %d: expected numbers from 1 to 2^20", m->kv_lora_rank, nope,
                         m->rotary);
     m->hd = nope + m->rotary;
     TRY(family_int(v, "head_dim", m->rotary, &given));

@@ -32,11 +32,17 @@ static const model_key KEYS[] = {
 enum { NKEYS = sizeof KEYS / sizeof *KEYS };
 
 /* Without a word on the rotary embedding in the configuration it is this one. */
-static void default_rope(model_spec *m, const family_values *v)
+static moe_err default_rope(model_spec *m, const family_values *v)
 {
-    if (!family_get(v, "rope_type")->set)
-        m->rope = (rope_scaling){.type = ROPE_YARN, .factor = 32, .low_freq_factor = 1, .high_freq_factor = 4, .original_positions = 4096,
-                                 .beta_fast = 32, .beta_slow = 1};
+    static const char *const members[] = {"rope_factor", "rope_beta_fast", "rope_beta_slow", "rope_truncate", "rope_attention_factor"};
+    if (family_get(v, "rope_type")->set)
+        return MOE_OK;
+    for (size_t i = 0; i < sizeof members / sizeof *members; i++)
+        if (family_get(v, members[i])->set)
+            return moe_fail(MOE_E_CONFIG, "%s is given without rope_type: expected both, or neither (yarn with a factor of 32)", members[i]);
+    m->rope = (rope_scaling){.type = ROPE_YARN, .factor = 32, .low_freq_factor = 1, .high_freq_factor = 4, .original_positions = 4096,
+                             .beta_fast = 32, .beta_slow = 1};
+    return MOE_OK;
 }
 
 static moe_err fill_window(model_spec *m, const family_values *v)
@@ -65,7 +71,7 @@ static moe_err build(model_spec *m, const model_value *values)
 {
     const family_values v = {KEYS, NKEYS, values};
     TRY(family_fill(m, "gpt_oss", &v));
-    default_rope(m, &v);
+    TRY(default_rope(m, &v));
     TRY(family_int(&v, "intermediate_size", 0, &m->F));
     TRY(fill_window(m, &v));
     m->names = NAMES_GPT_OSS;
@@ -73,9 +79,12 @@ static moe_err build(model_spec *m, const model_value *values)
     m->router.topk_first = true;
     m->swiglu_alpha = (float)family_number(&v, "swiglu_alpha", 0);
     m->swiglu_limit = (float)family_number(&v, "swiglu_limit", 0);
-    if (!(m->swiglu_limit > 0) || !(m->swiglu_limit < 1e30f) || !(m->swiglu_alpha > -1e30f && m->swiglu_alpha < 1e30f))
-        return moe_fail(MOE_E_CONFIG, "swiglu_limit is %g with a swiglu_alpha of %g: expected a limit > 0", (double)m->swiglu_limit,
-                        (double)m->swiglu_alpha);
+    if (m->E < 1)
+        return moe_fail(MOE_E_CONFIG, "num_experts is %d: expected a number >= 1, a gpt_oss model has experts in every layer", m->E);
+    if (!(m->swiglu_limit > 0) || !(m->swiglu_limit < 1e30f))
+        return moe_fail(MOE_E_CONFIG, "swiglu_limit is %g: expected a number > 0 and < 1e30", (double)m->swiglu_limit);
+    if (!(m->swiglu_alpha > -1e30f && m->swiglu_alpha < 1e30f))
+        return moe_fail(MOE_E_CONFIG, "swiglu_alpha is %g: expected a number > -1e30 and < 1e30", (double)m->swiglu_alpha);
     return spec_validate(m);
 }
 

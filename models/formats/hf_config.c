@@ -240,8 +240,10 @@ static moe_err read_layer_types(json_reader *r, model_value *sliding)
         return moe_fail(MOE_E_OS, "out of memory");
     for (int64_t layer = 0;; layer++) {
         TRY(json_next(r, &e));
-        if (e == JSON_ARRAY_END)
+        if (e == JSON_ARRAY_END && layer > 0)
             return MOE_OK;
+        if (e == JSON_ARRAY_END)
+            return json_fail(r, MOE_E_CONFIG, "layer_types has no entries: expected one for each layer, or null");
         if (sliding != NULL && layer == MODEL_MAX_LAYERS)
             return json_fail(r, MOE_E_CONFIG, "layer_types has more than %d entries", (int)MODEL_MAX_LAYERS);
         if (sliding != NULL)
