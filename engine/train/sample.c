@@ -31,9 +31,9 @@ static moe_err load_config(train_config **c, const char *run_dir, const char *co
     return rc;
 }
 
-static moe_err read_prompt(sampling *s, const char *text)
+static moe_err read_prompt(sampling *s, const char *text, int64_t tokens)
 {
-    const int V = model_spec_of(s->session.model)->V;
+    const int V = model_spec_of(s->session.model)->V, positions = model_spec_of(s->session.model)->max_positions;
     TRY(tokenizer_open(&s->tokenizer, s->config->data_path));
     TRY(tokenizer_encode(s->tokenizer, text, strlen(text), false, &s->prompt));
     if (s->prompt.n == 0)
@@ -41,6 +41,8 @@ static moe_err read_prompt(sampling *s, const char *text)
     for (size_t i = 0; i < s->prompt.n; i++)
         if (s->prompt.id[i] >= V)
             return moe_fail(MOE_E_DATA, "--prompt: token %d is not in the model's vocabulary of %d", s->prompt.id[i], V);
+    if ((int64_t)s->prompt.n + tokens > positions)
+        return moe_fail(MOE_E_USAGE, "a prompt of %zu tokens and --tokens %lld; the model has %d positions", s->prompt.n, (long long)tokens, positions);
     s->eos = tokenizer_eos(s->tokenizer);
     return MOE_OK;
 }
@@ -89,7 +91,7 @@ moe_err command_sample(const char *run_dir, const char *const *sets, int nsets, 
     const session_options so = {.path = run_dir, .host_bytes = s.config->host_bytes, .threads = s.config->threads, .backend = s.config->backend, .kv = "f32",
                                 .sequences = 1};
     TRY_GOTO(session_open(&s.session, &so), rc, done);
-    TRY_GOTO(read_prompt(&s, o->prompt), rc, done);
+    TRY_GOTO(read_prompt(&s, o->prompt, o->tokens), rc, done);
     TRY_GOTO(open_generator(&s, o, out), rc, done);
     rc = write_sample(&s, o, out);
 done:

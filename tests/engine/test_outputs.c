@@ -141,6 +141,9 @@ Test(outputs, samples_depend_on_the_seed_alone)
     run_path(&r, run);
     cr_assert_eq(command_sample(run, &small, 1, &o, stderr), MOE_E_CONFIG); /* the budget holds for text, too */
     cr_assert(strstr(moe_error_text(), "does not fit into") != NULL, "%s", moe_error_text());
+    o.tokens = 1 << 30;
+    cr_assert_eq(command_sample(run, NULL, 0, &o, stderr), MOE_E_USAGE);
+    cr_assert(strstr(moe_error_text(), "--tokens 1073741824; the model has ") != NULL, "%s", moe_error_text());
     free(first);
     free(again);
     free(one);
