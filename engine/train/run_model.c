@@ -49,6 +49,14 @@ static moe_err check_echo(const run_source *s)
     moe_err rc = saved != NULL ? train_config_echo(s->config, &now) : moe_fail(MOE_E_OS, "out of memory");
     if (rc == MOE_OK)
         rc = train_config_compare_echo(saved, now);
+    if (rc == MOE_E_CONFIG) { /* its last line is for a run that goes on */
+        char text[2048];
+        moe_error_take(text, sizeof text);
+        char *const last = strrchr(text, '\n');
+        if (last != NULL)
+            *last = '\0';
+        rc = moe_fail(rc, "%s/config.yaml is not what the checkpoint was trained with: %s", s->folder.path, text);
+    }
     free(saved);
     free(now);
     return rc;

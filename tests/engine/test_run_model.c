@@ -184,6 +184,19 @@ Test(run_model, a_folder_at_work_is_left_alone)
     test_run_close(&r);
 }
 
+Test(run_model, a_configuration_that_was_changed_is_named)
+{
+    test_run r;
+    char command[800];
+    train(&r, "changed", (const char *[]){"train.steps=2", NULL});
+    const paths p = paths_of(&r);
+    snprintf(command, sizeof command, "sed -i 's/^  weight_decay: [^ ]*/  weight_decay: 0.5/' %s/config.yaml", p.run);
+    cr_assert_eq(system(command), 0);
+    expect_refused(p.run, MOE_E_CONFIG, "/run/config.yaml is not what the checkpoint was trained with: optimizer.weight_decay: the run was started with ");
+    cr_assert_null(strstr(moe_error_text(), "--run-dir"), "advice for a run that goes on: %s", moe_error_text());
+    test_run_close(&r);
+}
+
 /* Turns over one bit of the file, offset from the end where negative. */
 static void damage(const char *folder, const char *name, long offset)
 {
