@@ -150,7 +150,7 @@ int main(int argc, char **argv)
         .commands = commands, .ncommands = COUNT(commands),
         .epilog = "MODEL is a Hugging Face folder, a GGUF file (the first of a split one), a packed folder or a run folder of moe-train.\n"
                   "Exit status: 0 done, 64 usage, 65 bad data or checksum, 66 missing input, 71 out of memory, 73 cannot create,\n"
-                  "74 disk full or I/O error, 78 configuration or does not fit.\n",
+                  "74 disk full or I/O error, 75 the run is at work, 78 configuration or does not fit.\n",
     };
     return cli_main(&program, argc, argv);
 }

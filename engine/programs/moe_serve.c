@@ -228,8 +228,9 @@ int main(int argc, char **argv)
     static const cli_program program = {
         .name = "moe-serve", .version = MOE_VERSION, .summary = "generate text with Mixture-of-Experts models larger than memory",
         .commands = commands, .ncommands = COUNT(commands),
-        .epilog = "Exit status: 0 done, 64 usage, 65 bad data or checksum, 66 missing input, 70 numbers that are none, 71 out of memory,\n"
-                  "73 cannot create, 74 I/O error, 75 stopped by a signal, 78 configuration or does not fit.\n",
+        .epilog = "MODEL is a Hugging Face folder, a GGUF file (the first of a split one), a packed folder or a run folder of moe-train.\n"
+                  "Exit status: 0 done, 64 usage, 65 bad data or checksum, 66 missing input, 70 numbers that are none, 71 out of memory,\n"
+                  "73 cannot create, 74 I/O error, 75 stopped by a signal or the run is at work, 78 configuration or does not fit.\n",
     };
     return cli_main(&program, argc, argv);
 }
