@@ -1,3 +1,6 @@
+/* Owns the sizes of a record's parts: which there are and how wide their numbers, by the kinds of weights and moments. Does not know where they lie.
+ * Threads: pure.
+ * Rule: the plan (and through it the trainer) and whoever opens a run take them from here; they are part of the format of runs. */
 #include "engine/plan/record.h"
 
 static size_t pad(size_t bytes) { return (bytes + IO_ALIGN - 1) / IO_ALIGN * IO_ALIGN; }

@@ -182,9 +182,10 @@ moe_err serve_norm(serve *s, float *y, const float *x, const float *gain, int64_
 moe_err serve_attention(serve *s, int layer, int64_t T) MOE_MUST_CHECK;
 /* Page tables of the tokens in a layer: w.page, w.tables. */
 void serve_find_pages(serve *s, int layer, int64_t T);
+moe_err serve_dense_ffn(serve *s, const serve_layer *l, int64_t T) MOE_MUST_CHECK;
+
 /* latent.c */
 moe_err serve_latent_attention(serve *s, int layer, int64_t T) MOE_MUST_CHECK;
-moe_err serve_dense_ffn(serve *s, const serve_layer *l, int64_t T) MOE_MUST_CHECK;
 
 /* plan.c. The same lines measure (base NULL) and point. */
 size_t serve_scratch_layout(serve *s, char *base);

@@ -1,3 +1,4 @@
+/* Makes, fills and removes the folder of a test; the numbers of a tensor follow from its number alone. Owns the folder's name. One thread. */
 #include "tests/models/hf_folder.h"
 
 #include <criterion/criterion.h>
@@ -37,7 +38,6 @@ size_t hf_section_floats(const tensor_info *t)
     return t->offset + t->floats + 32; /* room behind, to see what is written there */
 }
 
-/* A tensor's numbers from its section, row-major; the pads must be zero. */
 /* Some number for element i of tensor id: many exponents, both signs, ties of bf16 among them. */
 float hf_number(uint32_t id, int64_t i)
 {
