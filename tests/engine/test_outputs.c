@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "memory/budget.h"
 #include "models/text/decode.h"
 #include "tests/engine/run_fixture.h"
 
@@ -112,14 +113,16 @@ Test(outputs, eval_says_the_last_held_out_loss_again)
 
 /* --- text ------------------------------------------------------------------------------------------------------------------------- */
 
-/* malloc'ed, with the newline at the end. */
-static char *sample(const test_run *r, const char *set, const sample_options *o)
+/* In so much memory beyond what the test itself has (more under sanitizers). malloc'ed, with the newline at the end. */
+static char *sample(const test_run *r, int mebibytes, const char *set, const sample_options *o)
 {
-    char run[600], *text = NULL;
+    char run[600], host[64], *text = NULL;
+    const char *sets[] = {host, set};
     size_t bytes = 0;
     run_path(r, run);
+    snprintf(host, sizeof host, "memory.host=%llu", (unsigned long long)budget_rss() + ((unsigned long long)mebibytes << 20));
     FILE *out = open_memstream(&text, &bytes);
-    MUST(command_sample(run, &set, set != NULL, o, out));
+    MUST(command_sample(run, sets, set != NULL ? 2 : 1, o, out));
     fclose(out);
     cr_assert(bytes > 5 && text[bytes - 1] == '\n' && strncmp(text, "The ", 4) == 0, "%s", text);
     return text;
@@ -131,9 +134,9 @@ Test(outputs, samples_depend_on_the_seed_alone)
     make(&r, "sample");
     cr_assert_eq(test_process_run(&r, NULL), 0);
     sample_options o = {.prompt = "The ", .tokens = 40, .seed = 5, .temperature = 0.9, .top_k = 0};
-    char *first = sample(&r, NULL, &o), *again = sample(&r, "memory.host=48MiB", &o), *one = sample(&r, "run.threads=1", &o);
+    char *first = sample(&r, 64, NULL, &o), *again = sample(&r, 40, NULL, &o), *one = sample(&r, 64, "run.threads=1", &o);
     o.seed = 6;
-    char *other = sample(&r, NULL, &o);
+    char *other = sample(&r, 64, NULL, &o);
     cr_assert(strcmp(first, again) == 0 && strcmp(first, one) == 0, "%s%s%s", first, again, one);
     cr_assert_neq(strcmp(first, other), 0);
     char run[600];
@@ -173,7 +176,7 @@ Test(outputs, greedy_sampling_is_the_argmax_of_the_training_decoder)
     for (int i = 0; i < SEQ; i++)
         bytes[i] = (char)tokens[i];
     MUST(decode_append_lossy(&want, bytes, SEQ));
-    char *text = sample(&r, NULL, &(sample_options){.prompt = "The ", .tokens = SEQ - 4, .temperature = 0});
+    char *text = sample(&r, 64, NULL, &(sample_options){.prompt = "The ", .tokens = SEQ - 4, .temperature = 0});
     cr_assert(strlen(text) == want.n + 1 && memcmp(text, want.data, want.n) == 0, "%s: expected %.*s", text, (int)want.n, want.data);
     free(text);
     free(logits);

@@ -243,6 +243,7 @@ static void check_pieces(void *arg, json_t *c)
     expect_ids(t[plain], c, plain ? "spm_plain" : "spm");
     for (size_t i = 0; i < n; i++)
         id[i] = (int32_t)json_integer_value(json_array_get(ids, i));
+    cr_assert_eq(text_buffer_reserve(&out, 1), MOE_OK);
     cr_assert_eq(tokenizer_decode(t[plain], id, n, false, &out), MOE_OK);
     if (!plain) /* sentencepiece writes " \u2047 " for the unknown token, Hugging Face and llama.cpp its name */
         cr_expect(out.n == json_string_length(text) && memcmp(out.data, json_string_value(text), out.n) == 0, "\"%.*s\", expected \"%s\"", (int)out.n, out.data,
