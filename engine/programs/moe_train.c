@@ -78,8 +78,9 @@ static moe_err load_config(train_config **c, const char *path, const config_cli 
     const char **sets = malloc(((size_t)a->set.n + 1) * sizeof *sets);
     if (sets == NULL)
         return moe_fail(MOE_E_OS, "out of memory");
-    int n = a->set.n;
-    memcpy(sets, a->set.item, (size_t)n * sizeof *sets);
+    int n = 0;
+    for (; n < a->set.n; n++)
+        sets[n] = a->set.item[n];
     if (a->host_memory != NULL) {
         snprintf(host, sizeof host, "memory.host=%s", a->host_memory);
         sets[n++] = host;
