@@ -85,3 +85,26 @@ void test_serve_same(const char *what, const float *got, const float *want, int 
         cr_assert(memcmp(&got[i], &want[i], sizeof got[i]) == 0, "%s: logits[%zu, %zu]: %a, expected %a", what, i / (size_t)V, i % (size_t)V,
                   (double)got[i], (double)want[i]);
 }
+
+float *test_serve_logits_of(const char *path, test_serve_options o, int n, int cut, int *V)
+{
+    test_serve t;
+    int32_t *token = calloc((size_t)n, sizeof *token);
+    cr_assert_not_null(token);
+    test_serve_open(&t, path, o);
+    test_serve_tokens(&t, token, n, 5);
+    float *logits = test_serve_logits(&t, token, n, cut);
+    *V = t.V;
+    test_serve_close(&t);
+    free(token);
+    return logits;
+}
+
+void test_serve_expect(const char *what, const char *path, test_serve_options o, int n, int cut, const float *want, int V)
+{
+    int got_V;
+    float *got = test_serve_logits_of(path, o, n, cut, &got_V);
+    cr_assert_eq(got_V, V);
+    test_serve_same(what, got, want, n, V);
+    free(got);
+}

@@ -30,6 +30,10 @@ void test_serve_close(test_serve *t);
 
 /* Logits [n, V] of all tokens of a new sequence, fed in pieces of `cut`; malloc'ed. The sequence is ended. */
 float *test_serve_logits(test_serve *t, const int32_t *token, int n, int cut);
+/* The model at `path` opened for this alone: logits [n, V] of n pseudo-random tokens, fed in pieces of `cut`; malloc'ed. */
+float *test_serve_logits_of(const char *path, test_serve_options o, int n, int cut, int *V);
+/* The same, bit for bit those that are wanted: [n, V]. */
+void test_serve_expect(const char *what, const char *path, test_serve_options o, int n, int cut, const float *want, int V);
 /* n pseudo-random ids. */
 void test_serve_tokens(const test_serve *t, int32_t *token, int n, uint64_t seed);
 /* memcmp of rows of V; prints the first difference. */

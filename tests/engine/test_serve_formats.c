@@ -41,27 +41,11 @@ static const char *gguf_file(int shape, uint32_t type)
     return path;
 }
 
-static float *logits_of(const char *path, test_serve_options o, int cut, int *V)
-{
-    test_serve t;
-    int32_t token[N];
-    test_serve_open(&t, path, o);
-    test_serve_tokens(&t, token, N, 5);
-    float *logits = test_serve_logits(&t, token, N, cut);
-    *V = t.V;
-    test_serve_close(&t);
-    return logits;
-}
-
 static void same(const char *path, test_serve_options o, int cut, const float *want, int V, const char *what, int shape, uint32_t type)
 {
     char text[128];
-    int got_V;
-    float *got = logits_of(path, o, cut, &got_V);
     snprintf(text, sizeof text, "%s, type %u, %s", shapes[shape].type, type, what);
-    cr_assert_eq(got_V, V);
-    test_serve_same(text, got, want, N, V);
-    free(got);
+    test_serve_expect(text, path, o, N, cut, want, V);
 }
 
 static void flip_bit(const char *dir, const char *file, long at)
@@ -137,7 +121,7 @@ static void run_shape(int shape)
     for (int i = 0; i < TYPES; i++) {
         int V;
         const char *path = gguf_file(shape, types[i]);
-        float *want = logits_of(path, (test_serve_options){.chunk = N}, N, &V);
+        float *want = test_serve_logits_of(path, (test_serve_options){.chunk = N}, N, N, &V);
         if (exact == NULL)
             exact = want;
         const double d = distance(want, exact, V);
@@ -164,7 +148,7 @@ Test(serve_formats, deepseek2)
 {
     static const char *const sources[] = {"serve/kimi_k2", "gguf/deepseek2_kv_b.gguf", "gguf/deepseek2_k_b.gguf"};
     int V;
-    float *want = logits_of("tests/fixtures/serve/kimi_k2", (test_serve_options){.chunk = N}, N, &V);
+    float *want = test_serve_logits_of("tests/fixtures/serve/kimi_k2", (test_serve_options){.chunk = N}, N, N, &V);
     for (int i = 0; i < 3; i++) {
         char path[64], command[256];
         snprintf(path, sizeof path, "/tmp/moe_serve_formats_%d_%d_deepseek", (int)getpid(), i);

@@ -41,40 +41,20 @@ static const char *inside(const char *name)
     return path[i];
 }
 
-static float *logits_of(const char *path, test_serve_options o, int cut, int *V)
-{
-    test_serve t;
-    int32_t token[N];
-    test_serve_open(&t, path, o);
-    test_serve_tokens(&t, token, N, 5);
-    float *logits = test_serve_logits(&t, token, N, cut);
-    *V = t.V;
-    test_serve_close(&t);
-    return logits;
-}
-
-static void same(const char *path, test_serve_options o, int cut, const float *want, const char *what)
-{
-    int V;
-    float *got = logits_of(path, o, cut, &V);
-    test_serve_same(what, got, want, N, V);
-    free(got);
-}
-
 Test(serve_fp8, the_same_bits_however_it_is_read)
 {
     int V;
     const packed_options as_is = {.experts = PACKED_AS_IS, .dense = PACKED_AS_IS};
     model *m;
-    float *want = logits_of(FIXTURE, (test_serve_options){.chunk = N}, N, &V);
-    same(FIXTURE, (test_serve_options){.backend = "ref", .threads = 1}, 33, want, "the reference");
-    same(FIXTURE, (test_serve_options){.backend = "avx2", .threads = 3}, 64, want, "avx2");
-    same(FIXTURE, (test_serve_options){.least = true}, 1, want, "the least memory, one at a time");
+    float *want = test_serve_logits_of(FIXTURE, (test_serve_options){.chunk = N}, N, N, &V);
+    test_serve_expect("the reference", FIXTURE, (test_serve_options){.backend = "ref", .threads = 1}, N, 33, want, V);
+    test_serve_expect("avx2", FIXTURE, (test_serve_options){.backend = "avx2", .threads = 3}, N, 64, want, V);
+    test_serve_expect("the least memory, one at a time", FIXTURE, (test_serve_options){.least = true}, N, 1, want, V);
     MUST(model_open(&m, FIXTURE));
     MUST(packed_write(m, inside("packed"), &as_is));
     model_close(m);
-    same(inside("packed"), (test_serve_options){0}, 64, want, "packed");
-    same(inside("packed"), (test_serve_options){.least = true}, 9, want, "packed, the least memory");
+    test_serve_expect("packed", inside("packed"), (test_serve_options){0}, N, 64, want, V);
+    test_serve_expect("packed, the least memory", inside("packed"), (test_serve_options){.least = true}, N, 9, want, V);
     free(want);
 }
 
@@ -101,7 +81,7 @@ Test(serve_fp8, the_commands_know_it)
         snprintf(line, sizeof line, "experts            %s", made[i].experts);
         cr_assert_not_null(strstr(printed, line), "%s", printed);
         int V;
-        free(logits_of(inside(made[i].name), (test_serve_options){0}, 64, &V));
+        free(test_serve_logits_of(inside(made[i].name), (test_serve_options){0}, N, 64, &V));
     }
 }
 
@@ -115,12 +95,12 @@ Test(serve_fp8, any_model_becomes_fp8)
     MUST(model_open(&m, FIXTURE));
     MUST(packed_write(m, inside("f32"), &f32));
     model_close(m);
-    float *exact = logits_of(FIXTURE, (test_serve_options){0}, 64, &V);
-    same(inside("f32"), (test_serve_options){0}, 64, exact, "as fp32");
+    float *exact = test_serve_logits_of(FIXTURE, (test_serve_options){0}, N, 64, &V);
+    test_serve_expect("as fp32", inside("f32"), (test_serve_options){0}, N, 64, exact, V);
     MUST(model_open(&m, inside("f32")));
     MUST(packed_write(m, inside("f8"), &back));
     model_close(m);
-    float *near = logits_of(inside("f8"), (test_serve_options){0}, 64, &V);
+    float *near = test_serve_logits_of(inside("f8"), (test_serve_options){0}, N, 64, &V);
     for (int i = 0; i < N * V; i++) {
         off += ((double)near[i] - (double)exact[i]) * ((double)near[i] - (double)exact[i]);
         size += (double)exact[i] * (double)exact[i];

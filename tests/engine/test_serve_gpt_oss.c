@@ -45,39 +45,19 @@ static const char *packed(const char *from, const char *name, int experts)
     return path;
 }
 
-static float *logits_of(const char *path, test_serve_options o, int cut, int *V)
-{
-    test_serve t;
-    int32_t token[N];
-    test_serve_open(&t, path, o);
-    test_serve_tokens(&t, token, N, 5);
-    float *logits = test_serve_logits(&t, token, N, cut);
-    *V = t.V;
-    test_serve_close(&t);
-    return logits;
-}
-
-static void same(const char *path, test_serve_options o, int cut, const float *want, const char *what)
-{
-    int V;
-    float *got = logits_of(path, o, cut, &V);
-    test_serve_same(what, got, want, N, V);
-    free(got);
-}
-
 Test(serve_gpt_oss, the_same_bits_however_it_is_read)
 {
     int V;
-    float *want = logits_of(FOLDER, (test_serve_options){.chunk = N}, N, &V);
-    same(FOLDER, (test_serve_options){.backend = "ref", .threads = 1}, 33, want, "the reference");
-    same(FOLDER, (test_serve_options){.backend = "avx2", .threads = 3}, 64, want, "avx2");
-    same(FOLDER, (test_serve_options){.least = true}, 1, want, "the least memory, one at a time");
-    same(FILE_GGUF, (test_serve_options){0}, 7, want, "GGUF");
-    same(FILE_GGUF, (test_serve_options){.least = true}, 64, want, "GGUF, the least memory");
+    float *want = test_serve_logits_of(FOLDER, (test_serve_options){.chunk = N}, N, N, &V);
+    test_serve_expect("the reference", FOLDER, (test_serve_options){.backend = "ref", .threads = 1}, N, 33, want, V);
+    test_serve_expect("avx2", FOLDER, (test_serve_options){.backend = "avx2", .threads = 3}, N, 64, want, V);
+    test_serve_expect("the least memory, one at a time", FOLDER, (test_serve_options){.least = true}, N, 1, want, V);
+    test_serve_expect("GGUF", FILE_GGUF, (test_serve_options){0}, N, 7, want, V);
+    test_serve_expect("GGUF, the least memory", FILE_GGUF, (test_serve_options){.least = true}, N, 64, want, V);
     const char *path = packed(FOLDER, "folder", PACKED_AS_IS);
-    same(path, (test_serve_options){0}, 64, want, "packed");
-    same(path, (test_serve_options){.least = true}, 9, want, "packed, the least memory");
-    same(packed(FILE_GGUF, "file", PACKED_AS_IS), (test_serve_options){0}, 64, want, "GGUF, packed");
+    test_serve_expect("packed", path, (test_serve_options){0}, N, 64, want, V);
+    test_serve_expect("packed, the least memory", path, (test_serve_options){.least = true}, N, 9, want, V);
+    test_serve_expect("GGUF, packed", packed(FILE_GGUF, "file", PACKED_AS_IS), (test_serve_options){0}, N, 64, want, V);
     free(want);
 }
 
