@@ -174,6 +174,7 @@ moe_err model_set_extent(model *m, const tensor_info *info, const model_extent *
     return MOE_OK;
 }
 
+void model_set_note(model *m, const char *note) { snprintf(m->note, sizeof m->note, "%s", note); }
 void model_set_experts(model *m, const model_experts *source) { m->experts = *source; }
 
 void model_close(model *m)
@@ -198,6 +199,7 @@ void model_close(model *m)
 
 model_kind model_kind_of(const model *m) { return m->kind; }
 const char *model_name(const model *m) { return m->name; }
+const char *model_note(const model *m) { return m->note; }
 const model_spec *model_spec_of(const model *m) { return &m->spec; }
 const model_experts *model_expert_source(const model *m) { return m->experts.ranges != NULL ? &m->experts : NULL; }
 const char *model_config(const model *m) { return m->config; }

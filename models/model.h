@@ -47,6 +47,7 @@ moe_err model_open(model **out, const char *path) MOE_MUST_CHECK;
 void model_close(model *m);
 model_kind model_kind_of(const model *m);
 const char *model_name(const model *m); /* as the user typed it */
+const char *model_note(const model *m); /* what the user should know of how it was opened: an older checkpoint than the newest; "" */
 const model_spec *model_spec_of(const model *m);
 int model_files(const model *m);
 const char *model_path(const model *m, int file);

@@ -16,6 +16,8 @@ moe_err model_make_extents(model *m, int64_t n) MOE_MUST_CHECK;
 moe_err model_set_extent(model *m, const tensor_info *info, const model_extent *e) MOE_MUST_CHECK;
 /* The folder as the tokenizer when it holds one, as tokenizer.json or tokenizer.gguf. */
 moe_err model_folder_tokenizer(model *m, const char *dir) MOE_MUST_CHECK;
+/* What model_note says; cut where it is too long. */
+void model_set_note(model *m, const char *note);
 /* The model owns the source from here on. Before the extents. */
 void model_set_experts(model *m, const model_experts *source);
 

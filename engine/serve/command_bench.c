@@ -187,6 +187,10 @@ static void print_table(const bench *b, FILE *out)
             b->s.config.be->name, moe_pool_threads(b->s.pool), text_bytes(limit, (double)b->s.config.host_bytes),
             text_seconds(ready, b->opened.open_seconds), text_bytes(dense, (double)b->opened.dense_bytes), b->opened.cache.slots,
             spec_moe_layers(m) * m->E);
+    const char *const note[] = {model_note(b->s.model), b->s.io_note};
+    for (int i = 0; i < 2; i++)
+        if (note[i][0] != '\0')
+            fprintf(out, "%s\n", note[i]);
     fprintf(out, "%-8s %4s %8s %10s %11s %12s %8s %9s\n", "", "x", "tokens", "tok/s", "hits", "read/token", "GB/s", "stalled");
     if (b->o->prefill > 0)
         print_phase(out, "prefill", &b->prefill);
@@ -198,15 +202,30 @@ static void print_table(const bench *b, FILE *out)
 static moe_err check(const bench_options *o, int *most)
 {
     *most = 1;
-    const int64_t n[] = {o->warmup, o->prefill, o->decode};
+    const struct {
+        const char *name;
+        int64_t n;
+    } tokens[] = {{"warmup", o->warmup}, {"prefill", o->prefill}, {"decode", o->decode}};
     for (int i = 0; i < 3; i++)
-        if (n[i] < 0 || n[i] > 1 << 24)
-            return moe_fail(MOE_E_USAGE, "bench: %lld tokens; expected 0 to %d", (long long)n[i], 1 << 24);
+        if (tokens[i].n < 0 || tokens[i].n > 1 << 24)
+            return moe_fail(MOE_E_USAGE, "bench: --%s %lld: expected 0 to %d tokens", tokens[i].name, (long long)tokens[i].n, 1 << 24);
     for (int i = 0; i < o->nstreams; i++) {
         if (o->streams[i] < 1 || o->streams[i] > BENCH_CHUNK)
             return moe_fail(MOE_E_USAGE, "bench: %d streams; expected 1 to %d", o->streams[i], (int)BENCH_CHUNK);
         *most = o->streams[i] > *most ? o->streams[i] : *most;
     }
+    return MOE_OK;
+}
+
+static moe_err check_positions(const bench_options *o, const model_spec *m)
+{
+    const struct {
+        const char *name;
+        int64_t n;
+    } text[] = {{"--warmup", o->warmup}, {"--prefill", o->prefill}, {"--decode (behind a prompt of 64)", o->decode + BENCH_PROMPT}};
+    for (int i = 0; i < 3; i++)
+        if (text[i].n > m->max_positions && (i < 2 || o->decode > 0))
+            return moe_fail(MOE_E_USAGE, "bench: %s makes %lld tokens; the model has %d positions", text[i].name, (long long)text[i].n, m->max_positions);
     return MOE_OK;
 }
 
@@ -236,6 +255,7 @@ moe_err command_bench(const bench_options *o, FILE *out)
     so.chunk = so.context < BENCH_CHUNK ? (int)so.context : BENCH_CHUNK;
     so.chunk = b.streams > so.chunk ? b.streams : so.chunk;
     TRY(session_open(&b.s, &so));
+    TRY_GOTO(check_positions(o, model_spec_of(b.s.model)), rc, done);
     b.V = model_spec_of(b.s.model)->V;
     b.token = calloc((size_t)so.chunk, sizeof *b.token);
     b.span = calloc((size_t)b.streams, sizeof *b.span);

@@ -337,6 +337,15 @@ static void print_figures(const job *j, FILE *note)
     fputc('\n', note);
 }
 
+/* How things were opened, where not as usual. */
+static void print_notes(const session *s, FILE *note)
+{
+    const char *const text[] = {model_note(s->model), s->io_note};
+    for (int i = 0; i < 2; i++)
+        if (text[i][0] != '\0')
+            fprintf(note, "%s\n", text[i]);
+}
+
 static moe_err print(const job *j, FILE *out, FILE *note)
 {
     if (j->o->json)
@@ -361,6 +370,8 @@ moe_err command_generate(const generate_options *o, FILE *out, FILE *note)
     moe_err rc;
     catch_signals();
     TRY_GOTO(open_job(&j), rc, done);
+    if (!o->quiet)
+        print_notes(&j.session, note);
     TRY_GOTO(generator_run(j.generator, j.session.serve), rc, done);
     rc = print(&j, out, note);
 done:

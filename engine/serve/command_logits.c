@@ -1,6 +1,7 @@
 /* moe-serve logits: the ids from the command line or a file, one sequence through the engine, rows into a .npy file. */
 #include <ctype.h>
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -82,6 +83,16 @@ static bool write_header(FILE *f, int64_t rows, int64_t cols)
     return fwrite(text, 1, sizeof text, f) == sizeof text;
 }
 
+/* rows tokens from the first one on. */
+static moe_err check_finite(const float *logits, int64_t first, int rows, size_t V)
+{
+    for (size_t i = 0; i < (size_t)rows * V; i++)
+        if (!isfinite(logits[i]))
+            return moe_fail(MOE_E_NUMERIC, "logit %zu of token %lld is no finite number: weights or config.json are damaged, or values overflow", i % V,
+                            (long long)first + (long long)(i / V));
+    return MOE_OK;
+}
+
 static moe_err write_logits(session *s, const id_list *l, float *logits, FILE *f, const char *name)
 {
     const size_t V = (size_t)model_spec_of(s->model)->V;
@@ -94,6 +105,7 @@ static moe_err write_logits(session *s, const id_list *l, float *logits, FILE *f
         TRY(serve_step(s->serve, &span, 1, logits));
         if (span.rc != MOE_OK)
             return moe_error_set(span.rc, span.text);
+        TRY(check_finite(logits, at, span.n, V));
         good = fwrite(logits, V * sizeof *logits, (size_t)span.n, f) == (size_t)span.n;
     }
     if (!good || fflush(f) != 0)
@@ -132,6 +144,9 @@ moe_err command_logits(const session_options *options, const char *tokens, const
     TRY(session_open(&s, &o));
     const int V = model_spec_of(s.model)->V;
     TRY_GOTO(read_ids(&l, s.io, tokens, V), rc, done);
+    const int positions = model_spec_of(s.model)->max_positions;
+    if (l.n > positions)
+        TRY_GOTO(moe_fail(MOE_E_USAGE, "%lld tokens; the model has %d positions", (long long)l.n, positions), rc, done);
     s.config.max_context = l.n;
     TRY_GOTO(budget_alloc(&logits, (size_t)LOGITS_CHUNK * (size_t)V * sizeof(float), "logits"), rc, done);
     TRY_GOTO(session_start(&s), rc, done);

@@ -64,12 +64,12 @@ static moe_err check_echo(const run_source *s)
 
 static moe_err open_checkpoint(run_source *s)
 {
-    char *dir, note[512];
+    char *dir;
     const int64_t sections = (int64_t)spec_moe_layers(&s->config->model) * s->config->model.E;
     TRY(run_folder_path(&s->folder, "checkpoint", &dir));
     moe_err rc = MOE_OK;
     if (access(dir, F_OK) == 0)
-        rc = checkpoint_open(&s->checkpoint, s->store.io, dir, s->config->checkpoint_keep, false, &s->manifest, note);
+        rc = checkpoint_open(&s->checkpoint, s->store.io, dir, s->config->checkpoint_keep, false, &s->manifest, s->note);
     free(dir);
     TRY(rc);
     if (s->manifest == NULL)
@@ -244,6 +244,7 @@ static moe_err open_run(model **out, const char *path)
     s->folder.lock = -1;
     TRY_GOTO(open_source(s, path), rc, fail);
     TRY_GOTO(model_new(&m, path, MODEL_RUN, &s->config->model), rc, fail);
+    model_set_note(m, s->note);
     model_set_experts(m, &(model_experts){.ranges = run_expert_ranges, .land = run_expert_land, .close = close_source, .user = s});
     TRY_GOTO(add_dense_file(s, m), rc, fail);
     TRY_GOTO(check_dense(s, m), rc, fail);

@@ -23,6 +23,7 @@ typedef struct run_source {
     moe_pool *pool;           /* one thread, for callers without */
     moe_stream stream;
     hf_reader *from;          /* initial weights; NULL: random */
+    char note[512];           /* of the checkpoint: which manifest could not be read, "" */
 } run_source;
 
 /* Expert sections count the MoE layers. */

@@ -23,6 +23,7 @@ struct model {
     model_record *record; /* [MoE layers * E], packed folders only */
     char *tokenizer;
     model_experts experts; /* ranges NULL: not this kind */
+    char note[512];
 };
 
 moe_err model_open_hf(model *m, const char *dir) MOE_MUST_CHECK;

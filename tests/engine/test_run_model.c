@@ -210,6 +210,23 @@ static void damage(const char *folder, const char *name, long offset)
     cr_assert(fputc(c ^ 1, f) != EOF && fclose(f) == 0);
 }
 
+/* The checkpoint before is opened, and the user is told. */
+Test(run_model, a_damaged_newest_manifest_is_told)
+{
+    test_run r;
+    model *m;
+    train(&r, "older", (const char *[]){"train.steps=4", "checkpoint.every=2", "checkpoint.keep=2", NULL});
+    const paths p = paths_of(&r);
+    MUST(run_model_open(&m, p.run));
+    cr_assert_str_eq(model_note(m), "");
+    model_close(m);
+    damage(p.run, "checkpoint/manifest-4.bin", -20);
+    MUST(run_model_open(&m, p.run));
+    cr_assert_not_null(strstr(model_note(m), "manifest-4.bin"), "%s", model_note(m));
+    model_close(m);
+    test_run_close(&r);
+}
+
 Test(run_model, damage_is_named)
 {
     test_run r;

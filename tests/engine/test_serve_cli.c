@@ -320,6 +320,8 @@ Test(serve_cli, weights_that_are_no_numbers_are_an_error)
     snprintf(words, sizeof words, "generate %s --tokenizer bytes --prompt HI --max-tokens 4 -q",
              changed_model("llama", "for f in model-*.safetensors; do truncate -s -256 $f && for i in $(seq 64); do printf '\\000\\000\\300\\177'; done >>$f; done"));
     expect(words, 70, "the logit of token 0 after 2 tokens is nan");
+    snprintf(words, sizeof words, "logits %s/model --tokens 1,2 --out %s/logits.npy", cache, cache);
+    expect(words, 70, "of token 0 is no finite number");
 }
 
 /* A name that is no text: printed with marks in place of its bytes. */

@@ -81,6 +81,11 @@ Test(serve_commands, lists_that_are_none_are_refused)
     cr_assert_eq(command_logits(&o, "1,100000", out), MOE_E_DATA);
     cr_assert(strstr(moe_error_text(), "vocabulary") != NULL, "%s", moe_error_text());
     cr_assert_eq(command_logits(&o, " , ", out), MOE_E_DATA);
+    char many[2 * 257 + 1];
+    for (int i = 0; i < 257; i++)
+        memcpy(many + 2 * i, "1,", 3);
+    many[2 * 257 - 1] = '\0';
+    cr_assert_eq(command_logits(&o, many, out), MOE_E_USAGE, "more than the model has positions");
     cr_assert_eq(command_logits(&o, "/nonexistent", out), MOE_E_NOINPUT, "%s", moe_error_text());
     write_text(ids, "1, 2, -3");
     cr_assert_eq(command_logits(&o, ids, out), MOE_E_DATA);
@@ -122,10 +127,12 @@ Test(serve_commands, bench_measures_prefill_and_decode)
     cr_assert_eq((int)number(json_array_get(decode, 1), "tokens"), 15);
     cr_assert(number(json_array_get(decode, 1), "tokens_per_second") > 0);
     json_decref(j);
-    o.warmup = 400, o.seed = 3; /* of other tokens: every expert is there before anything is measured */
+    o.warmup = 128, o.seed = 3; /* of other tokens: every expert is there before anything is measured */
     j = benched(&o);
     cr_assert_eq(number(json_object_get(j, "prefill"), "bytes_per_token"), 0);
     json_decref(j);
+    o.prefill = 129;
+    cr_assert_eq(command_bench(&o, stdout), MOE_E_USAGE, "more than the model has positions");
     const bench_options bad = {.session = {.path = MODEL}, .decode = 5, .streams = {0}, .nstreams = 1};
     cr_assert_eq(command_bench(&bad, stdout), MOE_E_USAGE);
 }
