@@ -3,6 +3,7 @@
  * Rule: a scale or a code that is no number is refused here, once for every reader: the products do not look (kernels/qmatmul.h). */
 #include "models/rows.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "kernels/half.h"
@@ -68,12 +69,24 @@ static const uint8_t *stored_row(const model_source *s, int64_t row)
     return s->stored + (size_t)(s->at->row_step * (row - s->first) + s->at->row_first) * s->at->row_bytes;
 }
 
+/* The tensor of the file: keys and values of latent attention stand together in kv_b_proj. */
+static const char *stored_name(const model_source *s, char out[128])
+{
+    const bool heads = s->at->stored == STORED_HEADS || s->at->stored == STORED_HEAD_COLUMNS;
+    const char *part = heads ? strstr(s->name, "_b_proj") : NULL;
+    if (part == NULL || part == s->name)
+        return s->name;
+    snprintf(out, 128, "%.*skv%s", (int)(part - 1 - s->name), s->name, part);
+    return out;
+}
+
 static moe_err refuse_code(const model_source *s, int64_t row, const uint8_t *code)
 {
+    char name[128];
     int64_t k = 0;
     while ((code[k] & 0x7f) != 0x7f)
         k++;
-    return moe_fail(MOE_E_DATA, "%s: %s[%lld, %lld] is not a number (code 0x%02x of E4M3)", s->path, s->name, (long long)row, (long long)k, code[k]);
+    return moe_fail(MOE_E_DATA, "%s: %s[%lld, %lld] is not a number (code 0x%02x of E4M3)", s->path, stored_name(s, name), (long long)row, (long long)k, code[k]);
 }
 
 /* Codes and scales of one stored row. */
@@ -84,9 +97,10 @@ static moe_err fp8_line(const model_source *s, int64_t row, int64_t cols, const 
         uint8_t none = 0;
         memcpy(&bits, scales + (size_t)b * sizeof bits, sizeof bits);
         const float scale = bits_float(bits);
+        char name[128];
         if ((bits & 0x7fffffffu) != 0 && !(scale >= FP8_LEAST && scale <= FP8_MOST))
             return moe_fail(MOE_E_DATA, "%s: %s: the scale of rows %lld to %lld, columns %lld to %lld is %g: expected 0, or 2^-120 to 2^100", s->path,
-                            s->name, (long long)(row / FP8 * FP8), (long long)(row / FP8 * FP8 + FP8 - 1), (long long)(b * FP8),
+                            stored_name(s, name), (long long)(row / FP8 * FP8), (long long)(row / FP8 * FP8 + FP8 - 1), (long long)(b * FP8),
                             (long long)(b * FP8 + FP8 - 1), (double)scale);
         memcpy(out, &scale, sizeof scale);
         memcpy(out + sizeof scale, in + b * FP8, FP8);

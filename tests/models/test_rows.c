@@ -210,6 +210,21 @@ Test(rows, fp8_that_is_no_number_is_refused)
     fp8_free(&x);
 }
 
+/* Keys and values of latent attention: told by the name of the tensor that the file has. */
+Test(rows, fp8_in_kv_b_is_told_by_its_name)
+{
+    const model_spec m = {.H = 2, .hd = 66, .rotary = 2, .kv_lora_rank = 128, .v_head_dim = 64};
+    fp8 x = fp8_new(256, 128);
+    uint8_t rows[132];
+    cr_assert_eq(model_rows_in_kv_b(&x.at, "file", false, &m), MOE_OK, "%s", moe_error_text());
+    x.codes[64 * 128 + 7] = 0x7f; /* the first row of values of the first head */
+    const model_source s = {.at = &x.at, .path = "file", .name = "model.layers.0.self_attn.v_b_proj.weight", .cols = 128, .stored = x.codes,
+                            .scales = (const uint8_t *)x.scales};
+    cr_assert_eq(model_rows(&s, 0, 1, rows), MOE_E_DATA);
+    cr_assert_str_eq(moe_error_text(), "file: model.layers.0.self_attn.kv_b_proj.weight[64, 7] is not a number (code 0x7f of E4M3)");
+    fp8_free(&x);
+}
+
 /* kv_b_proj of H heads in `format`, its rows of numbers 1, 2, 3, ... as far as the format knows them: every range of rows of keys and values against
  * the numbers, read from whole heads. */
 static void heads_are_taken_apart(numfmt format, int rank)
