@@ -29,7 +29,7 @@ typedef struct qpanel_layout {
 
 qpanel_layout qpanel_about(numfmt f);
 
-static inline int64_t qpanel_pieces(int64_t N, int64_t K) { return panel_pad(N) / PANEL * (K / QBLOCK); }
+KERNEL_INLINE int64_t qpanel_pieces(int64_t N, int64_t K) { return panel_pad(N) / PANEL * (K / QBLOCK); }
 /* The pieces of panel p, one after the other. */
 static inline const uint8_t *qpanel_data(const void *panels, qpanel_layout l, int64_t p, int64_t K)
 {
@@ -67,7 +67,7 @@ moe_err qmatmul_check(const qmatmul_args *a) MOE_MUST_CHECK;
 static const float QACT_LEAST = 0x1p-100f;
 
 /* Scales of activations as ggml keeps them, in fp16, where that is a normal number; others stay as they are. */
-static inline float qact_scale(float x)
+KERNEL_INLINE float qact_scale(float x)
 {
     const uint32_t magnitude = float_bits(x) & 0x7fffffffu;
     return magnitude < 0x38800000u || magnitude >= 0x477ff000u ? x : half_to_float(half_from_float(x));

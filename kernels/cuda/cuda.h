@@ -14,6 +14,7 @@ typedef struct moe_cuda {
     void *stream;               /* cudaStream_t, NULL: the default stream        */
     void *scratch;              /* device, CUDA_SCRATCH_BYTES, of one call at a time */
     struct cuda_fault *fault;   /* device                                        */
+    int processors;             /* of the device                                 */
     uint32_t checks;            /* calls that checked ids                        */
     int vocabulary, experts, choices; /* of the last of them: for the sentence   */
 } moe_cuda;
@@ -38,7 +39,18 @@ moe_err moe_cuda_wait(moe_cuda *c) MOE_MUST_CHECK;
     X(embedding_forward, embedding_args)      \
     X(adamw, adamw_args)           /* host: steps */ \
     X(adamw_bf16, adamw_bf16_args) /* host: steps */ \
-    X(add, add_args)
+    X(add, add_args)                          \
+    X(sum_squares, sum_squares_args)          \
+    X(rmsnorm_forward, rmsnorm_args)          \
+    X(rmsnorm_backward, rmsnorm_args)         \
+    X(router_forward, router_args)            \
+    X(router_backward, router_args)           \
+    X(router_stats, router_stats_args)        \
+    X(dispatch, dispatch_args)                \
+    X(matmul_forward, matmul_args)            \
+    X(matmul_dx, matmul_args)                 \
+    X(matmul_dw, matmul_args)                 \
+    X(qmatmul, qmatmul_args)       /* Q4_0, Q8_0 */
 
 #define CUDA_DECLARE(op, args) moe_err op##_cuda(const args *a, moe_stream *s) MOE_MUST_CHECK;
 CUDA_KERNELS(CUDA_DECLARE)

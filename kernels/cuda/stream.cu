@@ -16,7 +16,12 @@ moe_err moe_cuda_open(moe_cuda **out)
     *out = NULL;
     if (c == NULL)
         return moe_fail(MOE_E_OS, "CUDA: out of memory");
-    rc = cudaMalloc((void **)&c->scratch, CUDA_SCRATCH_BYTES);
+    int device = 0;
+    rc = cudaGetDevice(&device);
+    if (rc == cudaSuccess)
+        rc = cudaDeviceGetAttribute(&c->processors, cudaDevAttrMultiProcessorCount, device);
+    if (rc == cudaSuccess)
+        rc = cudaMalloc((void **)&c->scratch, CUDA_SCRATCH_BYTES);
     if (rc == cudaSuccess)
         rc = cudaMalloc((void **)&c->fault, sizeof none);
     if (rc == cudaSuccess)
@@ -25,7 +30,7 @@ moe_err moe_cuda_open(moe_cuda **out)
         rc = cudaStreamSynchronize((cudaStream_t)c->stream);
     if (rc != cudaSuccess) {
         moe_cuda_close(c);
-        return os_error("no device memory for a stream", rc);
+        return os_error("no device, or no memory on it for a stream", rc);
     }
     *out = c;
     return MOE_OK;

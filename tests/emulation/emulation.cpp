@@ -119,12 +119,14 @@ static void release_barrier()
     now.block_epoch++;
 }
 
+static bool same_place(const char *a, int at, const char *b, int line) { return at == line && (a == b || strcmp(a, b) == 0); }
+
 void barrier(const char *file, int line)
 {
     for (int i = 0; i < e.count; i++) {
         const thread *t = &e.threads[i];
         const uint3 at = index_of(i);
-        if (t->state == AT_BARRIER && (t->line != line || strcmp(t->file, file) != 0))
+        if (t->state == AT_BARRIER && !same_place(t->file, t->line, file, line))
             fail("waits at the barrier at %s:%d while thread (%u, %u, %u) waits at the one at %s:%d", file, line, at.x, at.y, at.z, t->file,
                  t->line);
         if (t->state == DONE)
@@ -144,7 +146,7 @@ static const char (*meet(const void *mine, size_t bytes, unsigned mask, const ch
     const int first = now.thread / WARP * WARP, lane = now.thread % WARP;
     if (mask != 0xffffffffu || e.count % WARP != 0 || bytes > SLOT_BYTES)
         fail("a warp function at %s:%d with mask %#x in a block of %d threads: only whole warps are emulated", file, line, mask, e.count);
-    if (w->arrived != 0 && (w->line != line || strcmp(w->file, file) != 0))
+    if (w->arrived != 0 && !same_place(w->file, w->line, file, line))
         fail("is at the warp function at %s:%d while lanes %#x of its warp are at %s:%d", file, line, w->arrived, w->file, w->line);
     w->file = file, w->line = line;
     char(*slots)[SLOT_BYTES] = w->slot[w->calls % 2];

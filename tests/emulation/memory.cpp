@@ -2,7 +2,7 @@
  * of every load and store: kernels are compiled with -fsanitize=thread, and the functions that this calls are the ones below, not a sanitizer's.
  * Owns the buffers and, for every two bytes, who wrote and who read them last: an access outside, a read of what nobody wrote, and two
  * accesses without a barrier between them (one a write) end the kernel. So does host code that follows a device pointer. One thread.
- * Rule: atomics are not compared with one another, nor with plain accesses. */
+ * Rules: atomics are not compared with one another, nor with plain accesses; arrays of single bytes that several threads write look like races. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -48,11 +48,16 @@ static cell *new_cells(size_t bytes)
     return c;
 }
 
+static bool holds(const buffer *b, const char *at) { return b->at != nullptr && at >= b->at && at < b->at + (b->bytes > 0 ? b->bytes : 1); }
+
 static buffer *buffer_of(const char *at)
 {
+    static buffer *last = buffers; /* the next access is often to the same one */
+    if (holds(last, at))
+        return last;
     for (buffer &b : buffers)
-        if (b.at != nullptr && at >= b.at && at < b.at + (b.bytes > 0 ? b.bytes : 1))
-            return &b;
+        if (holds(&b, at))
+            return last = &b;
     return nullptr;
 }
 
@@ -137,14 +142,14 @@ static void out_of_bounds(const char *at, size_t bytes, bool write)
 void touch(const void *address, size_t bytes, bool write, bool atomic)
 {
     const char *at = (const char *)address;
+    if (now.in_kernel && (own_stack(at, bytes) || (!write && at >= now.params && at + bytes <= now.params + now.param_bytes)))
+        return;
     buffer *b = buffer_of(at);
     if (!now.in_kernel) {
         if (b != nullptr)
             fail_on_host("host code follows a device pointer");
         return;
     }
-    if (own_stack(at, bytes) || (!write && at >= now.params && at + bytes <= now.params + now.param_bytes))
-        return;
     if (b == nullptr && at >= __start_emulated_shared && at < __stop_emulated_shared) {
         if (shared.at == nullptr) {
             shared.at = __start_emulated_shared;
@@ -227,6 +232,13 @@ cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stre
 cudaError_t cudaGetLastError(void) { return failed() ? cudaErrorLaunchFailure : cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return (void)stream, cudaGetLastError(); }
 cudaError_t cudaGetDeviceCount(int *count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
+/* A device of one processor: few blocks, each with much to walk over. */
+cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device)
+{
+    (void)attribute, (void)device;
+    return *value = 1, cudaSuccess;
+}
 
 const char *cudaGetErrorString(cudaError_t error)
 {
