@@ -7,7 +7,7 @@ BUILD_PACKAGES := gcc g++ cmake ninja-build make pkg-config liburing-dev libjema
                   libxxhash-dev libcriterion-dev
 DEMO_PACKAGES := bible-kjv bible-kjv-text dict-gcide anarchism python3 python3-matplotlib python3-pip
 
-.PHONY: all deps build demo demo-deps test test-long fuzz bench clean format help
+.PHONY: all deps build demo demo-deps test test-long test-gpu fuzz bench clean format help
 
 all: build
 
@@ -37,6 +37,9 @@ test-long: build ## the long forms: kill and resume at 100 instants, exhaustive 
 	@MOE_TEST_LONG=1 tests/run.sh $(BUILD) $(JOBS)
 	@tests/run_sanitizers.sh $(JOBS)
 
+test-gpu: ## kernels/cuda on a GPU against the CPU, in build-gpu/ (status 77: no GPU here, nothing was run)
+	@tests/run_gpu.sh build-gpu $(JOBS)
+
 fuzz: deps ## libFuzzer targets, MINUTES each (default 5; needs clang)
 	@tests/fuzz/run.sh $(if $(MINUTES),$(MINUTES),5)
 
@@ -47,4 +50,4 @@ format: ## clang-format over the sources
 	@git ls-files '*.c' '*.h' | xargs clang-format -i
 
 clean: ## remove the build folders
-	rm -rf $(BUILD) build-debug build-tsan build-fuzz
+	rm -rf $(BUILD) build-debug build-tsan build-fuzz build-gpu
