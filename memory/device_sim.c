@@ -159,8 +159,10 @@ static moe_err sim_launch(device *base, const device_work *w)
     if (op != NULL) {
         op->fn = w->fn;
         op->ntouch = w->ntouch;
-        memcpy(op->args, w->args, w->args_bytes);
-        memcpy(op->touch, w->touch, (size_t)w->ntouch * sizeof *w->touch);
+        if (w->args_bytes > 0)
+            memcpy(op->args, w->args, w->args_bytes);
+        if (w->ntouch > 0)
+            memcpy(op->touch, w->touch, (size_t)w->ntouch * sizeof *w->touch);
     }
     return queue(sim_of(base), DEVICE_COMPUTE, op);
 }
