@@ -114,6 +114,11 @@ static moe_err queue(sim *d, device_stream s, sim_op *op)
     sim_stream *t = &d->stream[s];
     pthread_mutex_lock(&d->lock);
     op->host = d->host;
+    if (op->kind == SIM_WAIT) { /* looked at while no record can slip in before it is queued */
+        op->number = op->event->recorded;
+        op->ready = op->event->done == op->event->recorded;
+        op->clock = op->event->clock;
+    }
     if (counts(op->kind)) {
         const uint64_t number = t->queued++;
         if (d->strikes && d->strike_on == s && d->strike_at == number) {
@@ -192,14 +197,8 @@ static moe_err sim_record(device *base, device_stream s, device_event *e)
 static moe_err sim_wait(device *base, device_stream s, device_event *e)
 {
     sim_op *op = new_op(SIM_WAIT);
-    if (op != NULL) {
-        pthread_mutex_lock(&sim_of(base)->lock);
+    if (op != NULL)
         op->event = e;
-        op->number = e->recorded;
-        op->ready = e->done == e->recorded;
-        op->clock = e->clock;
-        pthread_mutex_unlock(&sim_of(base)->lock);
-    }
     return queue(sim_of(base), s, op);
 }
 
