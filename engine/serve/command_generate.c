@@ -354,6 +354,7 @@ static moe_err print(const job *j, FILE *out, FILE *note)
         print_texts(j, out);
     else
         fputc('\n', out);
+    fflush(out); /* the text stands before what is said of it, wherever both go */
     if (!j->o->quiet)
         print_figures(j, note);
     for (int i = 0; i < generator_texts(j->generator); i++) {

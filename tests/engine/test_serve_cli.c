@@ -324,6 +324,16 @@ Test(serve_cli, weights_that_are_no_numbers_are_an_error)
     expect(words, 70, "of token 0 is no finite number");
 }
 
+/* In one file, as a log has it: first the whole text, then the line about it. */
+Test(serve_cli, figures_follow_the_text)
+{
+    static outcome o;
+    run(&o, "generate tests/fixtures/serve/llama --tokenizer bytes --ignore-eos --prompt HI --max-tokens 8 --temperature 0", true);
+    cr_assert_eq(o.status, 0, "%s", o.out);
+    const char *at = strstr(o.out, "2 prompt tokens,");
+    cr_assert(at != NULL && at > o.out + 8 && at[-1] == '\n' && strchr(at, '\n')[1] == '\0', "%s", o.out);
+}
+
 /* A name that is no text: printed with marks in place of its bytes. */
 Test(serve_cli, a_path_that_is_no_text)
 {
