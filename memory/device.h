@@ -59,6 +59,8 @@ typedef struct device_ops {
     moe_err (*query)(device *d, device_event *e, bool *done);
     /* The host waits, so many seconds at most: *done false when they are over. */
     moe_err (*sync)(device *d, device_event *e, double seconds, bool *done);
+    /* Optional (NULL): the stream that the first failure is of; false: none has failed, or it is not known. */
+    bool (*failed)(device *d, device_stream *s);
     /* Optional (NULL): these bytes mean nothing from this point of the stream on. For finding mistakes. */
     moe_err (*forget)(device *d, device_stream s, void *p, size_t bytes);
     void (*close)(device *d); /* not waiting for what is queued */

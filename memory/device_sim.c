@@ -10,7 +10,10 @@
 
 #include "memory/device_sim_private.h"
 
-enum { STEPS_A_CALL = 4 }; /* steps: a call moves the streams on by fewer than so many steps */
+enum {
+    STEPS_A_CALL = 4, /* steps: what is queued moves the streams on by fewer than so many steps */
+    CALLS_A_STEP = 8, /* steps: so many queries move them on by one, about                      */
+};
 
 static sim *sim_of(device *d) { return (sim *)d; }
 
@@ -95,7 +98,7 @@ static void sim_event_close(device *base, device_event *e)
         return;
     pthread_mutex_lock(&d->lock);
     if (e->done < e->recorded)
-        sim_break(d, MOE_E_NUMERIC, "an event was closed before it was done");
+        sim_break(d, SIM_HOST, MOE_E_NUMERIC, "an event was closed before it was done");
     drop_ops_of(d, e);
     d->stats.events--;
     pthread_mutex_unlock(&d->lock);
@@ -216,8 +219,8 @@ static moe_err sim_query(device *base, device_event *e, bool *done)
 {
     sim *d = sim_of(base);
     pthread_mutex_lock(&d->lock);
-    for (uint32_t i = d->threads ? 0 : sim_draw(&d->random, STEPS_A_CALL); i > 0 && sim_step_any(d); i--)
-        continue;
+    if (!d->threads && sim_draw(&d->random, CALLS_A_STEP) == 0) /* one who asks often shall not find everything done */
+        (void)sim_step_any(d);
     const moe_err rc = look(d, e, done);
     pthread_mutex_unlock(&d->lock);
     return rc;
@@ -244,6 +247,17 @@ static moe_err sim_sync(device *base, device_event *e, double seconds, bool *don
         rc = look(d, e, done);
     pthread_mutex_unlock(&d->lock);
     return rc;
+}
+
+static bool sim_failed(device *base, device_stream *s)
+{
+    sim *d = sim_of(base);
+    pthread_mutex_lock(&d->lock);
+    const bool known = d->broken != MOE_OK && d->failed != SIM_HOST;
+    if (known)
+        *s = (device_stream)d->failed;
+    pthread_mutex_unlock(&d->lock);
+    return known;
 }
 
 /* --- open and close --------------------------------------------------------------------------------------------------------- */
@@ -275,8 +289,8 @@ static void sim_close(device *base)
 
 static const device_ops sim_ops = {
     .alloc = sim_alloc, .free = sim_free, .event_open = sim_event_open, .event_close = sim_event_close, .copy = sim_copy,
-    .launch = sim_launch, .record = sim_record, .wait = sim_wait, .query = sim_query, .sync = sim_sync, .forget = sim_forget,
-    .close = sim_close,
+    .launch = sim_launch, .record = sim_record, .wait = sim_wait, .query = sim_query, .sync = sim_sync, .failed = sim_failed,
+    .forget = sim_forget, .close = sim_close,
 };
 
 static moe_err open_lock(sim *d)

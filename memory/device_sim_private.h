@@ -81,7 +81,8 @@ typedef struct sim {
     device_stream strike_on;
     uint64_t strike_at;
     device_sim_fault strike;
-    moe_err broken; /* the first failure */
+    moe_err broken; /* the first failure, of stream `failed` (SIM_HOST: of none) */
+    int failed;
     char text[SIM_TEXT];
     device_sim_stats stats;
 } sim;
@@ -94,7 +95,7 @@ void sim_clock_join(sim_clock *to, const sim_clock *from);
 
 /* device_sim_run.c */
 uint32_t sim_draw(uint64_t *random, uint32_t n);
-void sim_break(sim *d, moe_err rc, const char *text);
+void sim_break(sim *d, int actor, moe_err rc, const char *text);
 /* The first failure, once nothing is at work any more: the caller may free what was touched. */
 moe_err sim_failure(sim *d);
 /* The stream moves on by one step; false when it cannot. */

@@ -15,9 +15,10 @@ uint32_t sim_draw(uint64_t *random, uint32_t n)
     return (uint32_t)(*random >> 33) % n;
 }
 
-void sim_break(sim *d, moe_err rc, const char *text)
+void sim_break(sim *d, int actor, moe_err rc, const char *text)
 {
     if (d->broken == MOE_OK) {
+        d->failed = actor;
         d->broken = rc;
         snprintf(d->text, sizeof d->text, "%s", text);
     }
@@ -63,16 +64,16 @@ static bool begin(sim *d, sim_stream *t, sim_op *op)
     if (op->struck == 1 + DEVICE_SIM_HANG)
         t->hung = true;
     else if (op->struck == 1 + DEVICE_SIM_FAIL)
-        sim_break(d, MOE_E_IO, op->kind == SIM_COPY ? "the copy failed" : "the kernel failed");
+        sim_break(d, (int)(t - d->stream), MOE_E_IO, op->kind == SIM_COPY ? "the copy failed" : "the kernel failed");
     else if (op->struck != 0)
-        sim_break(d, MOE_E_IO, "the device is gone");
+        sim_break(d, (int)(t - d->stream), MOE_E_IO, "the device is gone");
     return op->struck == 0;
 }
 
 static void check(sim *d, sim_stream *t, const device_range *r)
 {
     if (d->broken == MOE_OK && sim_access(d, (device_stream)(t - d->stream), r) != MOE_OK)
-        sim_break(d, MOE_E_NUMERIC, moe_error_text());
+        sim_break(d, (int)(t - d->stream), MOE_E_NUMERIC, moe_error_text());
 }
 
 /* --- the kinds of work: first a step that begins, then those that do it ------------------------------------------------------ */
@@ -107,7 +108,7 @@ static void step_launch(sim *d, sim_stream *t, sim_op *op)
     const moe_err rc = op->fn(NULL, op->args);
     work_ends(d);
     if (rc != MOE_OK) {
-        sim_break(d, rc, moe_error_text());
+        sim_break(d, (int)(t - d->stream), rc, moe_error_text());
         return;
     }
     d->stats.done[t - d->stream]++;
