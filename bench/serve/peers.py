@@ -4,10 +4,11 @@
     peers.py BUILD --llama DIR [--models olmoe,qwen3moe,smollm2] [--only memory,half,half8,quarter,ready]
 
 DIR is what peers/setup.sh made. memory: no limit, both warm, random tokens; llama.cpp by its own llama-bench (one stream) and
-llama-batched-bench (eight), repacked weights or not, whichever is faster. half, quarter: a cgroup of half or a quarter of the file + what
-llama.cpp holds besides its file, page cache included (half8: eight streams); llama-server with mmap and 128 KiB of read-ahead (the only way in which it starts at all),
-the same prompts for both. fio reads the same file between the turns. The bound under a limit is min(speed in memory, fio's rate / bytes of
-the experts that our policy misses on this very routing)."""
+llama-batched-bench (eight) with repacked weights; of the dense model also with plain ones, the faster way counts. half, quarter: a cgroup of half
+or a quarter of the file + what llama.cpp holds besides its file, page cache included (half8: eight streams); llama-server with mmap and
+128 KiB of read-ahead (the only way in which it starts at all), the same prompts for both. There llama.cpp, a server that stays, generates 24
+tokens (eight streams: 8 each) and moe-serve, a new process each time, 64 (24 each). fio reads the same file between the turns. The bound under a
+limit is min(speed in memory, fio's rate / bytes of the experts that our policy misses on this very routing)."""
 import contextlib
 import json
 import os
@@ -25,7 +26,7 @@ PREFILL, PROMPT = 512, 64  # tokens; PROMPT as in engine/serve/command_bench.c
 MOE = ("olmoe", "qwen3moe")
 # What llama.cpp holds besides the pages of the file + 64 MiB (measured once, MiB; one stream, eight streams), so that both get the same.
 BESIDE = {"olmoe": (279, 407), "qwen3moe": (224, 268)}
-# To reach, as multiples of llama.cpp: the table of issue 4.
+# To reach, as multiples of llama.cpp.
 REACH = {("memory", 1): 1.4, ("memory", 8): 2.0, ("half", 1): 4.0, ("half8", 8): 4.0, ("quarter", 1): 2.5}
 REACH_PREFILL = {"memory": 1.6, "half": 1.6}
 REACH_DENSE = {"decode": 1.1, "prefill": 1.3}

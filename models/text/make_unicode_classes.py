@@ -30,9 +30,9 @@ def charsmap(table):
         node[0] = len(blob)
         blob += value.encode() + b"\0"
     units, used, bases, first = [0] * 256, {0}, set(), 1
-    todo = [(tree, 0)]
-    while todo:
-        node, at = todo.pop()
+    pending = [(tree, 0)]
+    while pending:
+        node, at = pending.pop()
         base = first
         while any((base ^ label) in used for label in node) or base in bases:
             base += 1
@@ -49,7 +49,7 @@ def charsmap(table):
                 units[base] = 1 << 31 | child
             else:
                 units[base ^ label] |= label
-                todo.append((child, base ^ label))
+                pending.append((child, base ^ label))
         while first in used:
             first += 1
     return struct.pack("<I", 4 * len(units)) + struct.pack(f"<{len(units)}I", *units) + blob
