@@ -7,7 +7,7 @@ BUILD_PACKAGES := gcc g++ cmake ninja-build make pkg-config liburing-dev libjema
                   libxxhash-dev libcriterion-dev
 DEMO_PACKAGES := bible-kjv bible-kjv-text dict-gcide anarchism python3 python3-matplotlib python3-pip
 
-.PHONY: all deps build demo demo-deps test test-long test-gpu fuzz bench clean format help
+.PHONY: all deps build programs demo demo-deps test test-long test-gpu fuzz bench clean format help
 
 all: build
 
@@ -26,7 +26,10 @@ $(BUILD)/CMakeCache.txt: | deps
 build: deps $(BUILD)/CMakeCache.txt ## build everything into build/
 	@cmake --build $(BUILD) --parallel $(JOBS)
 
-demo: build demo-deps ## train an MoE four times larger than its memory on real text; then real weights, upcycled (under 15 minutes)
+programs: deps $(BUILD)/CMakeCache.txt ## build the programs only
+	@cmake --build $(BUILD) --parallel $(JOBS) --target moe-train moe-serve moe-model
+
+demo: programs demo-deps ## train an MoE four times larger than its memory on real text; then real weights, upcycled (under 15 minutes)
 	@bench/demo/demo.sh $(BUILD)
 	@bench/demo/real.sh $(BUILD)
 
